@@ -1,0 +1,53 @@
+# Two commands matter: `make demo` shows it, `make test` proves it. Both do all their set-up.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first Python from 3.11 on that this machine has; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+AIRFLOW ?= 3.3.2
+VENV ?= .venv
+# INSTALLER=pip does without uv.
+INSTALLER ?= uv
+PY := $(VENV)/bin/python
+TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
+READY := $(VENV)/.ready
+
+.PHONY: help install lint types test demo constraints clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
+
+install: $(READY)  ## The virtual environment, with everything in it
+
+$(READY): pyproject.toml $(wildcard constraints/*.txt)
+	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or newer; none was found. Say where: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -f "$(CONSTRAINTS)" || { echo "No $(CONSTRAINTS): Airflow $(AIRFLOW) is not supported on this Python. See constraints/." >&2; exit 1; }
+	@echo "== Setting up $(VENV): Airflow $(AIRFLOW) for $$("$(PYTHON)" --version), once =="
+	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	@if [ "$(INSTALLER)" = uv ] && { [ -x $(VENV)/bin/uv ] || $(PY) -m pip install --quiet uv; }; then \
+		$(VENV)/bin/uv pip install --python $(PY) -c $(CONSTRAINTS) --group dev -e '.[sandbox]'; \
+	else \
+		echo "uv is not to be had: pip does it, and takes a minute"; \
+		$(PY) -m pip install --quiet --upgrade 'pip>=25.1' && \
+		$(PY) -m pip install -c $(CONSTRAINTS) --group dev -e '.[sandbox]'; \
+	fi
+	@touch $@
+
+lint: $(READY)  ## Style
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(READY)  ## Types, strictly
+	$(VENV)/bin/mypy
+
+test: lint types  ## Style, types and every test
+	$(PY) -m pytest
+
+constraints:  ## Known good versions for each Airflow release, worked out anew
+	$(VENV)/bin/python constraints/update.py
+
+clean:  ## Away with all that make made
+	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -1,0 +1,5 @@
+"""FinBox BankConnect for Apache Airflow. Airflow imports this while it configures itself: keep it empty."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,377 @@
+"""The verdict: what is expected + what a ledger says + the time -> pending, passed or failed.
+
+Pure functions on values. No order of rows and no repetition of a row changes a verdict.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
+
+import pendulum
+
+from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.api import (
+    BankConnectTimezoneError,
+    StatementProgress,
+    WebhookPayload,
+    check_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import tzinfo
+
+State: TypeAlias = Literal["pending", "passed", "failed"]
+# What a failed verdict means: the task fails · is skipped · the wait goes on · the gate opens with the failed rows.
+OnFailed: TypeAlias = Literal["fail", "skip", "wait", "pass"]
+# At the same second, completed counts before failed, and failed before anything else.
+_RANK: Final = {"completed": 2, "failed": 1}
+MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a wait is for.
+
+    :param link_id: the history's rows of another link do not count.
+    :param entity_id: the history's rows of another entity do not count; the entity of a snapshot.
+    :param statement_id: only these statements count, and all of them are waited for.
+    :param since: older rows of the history do not count; its own second does. Aware.
+    :param expected_statements: how many statements of one entity have to be there.
+    :param failure_grace: how old a failure has to be before the history's verdict is failed.
+    :raises ValueError: names the argument that cannot be meant.
+    """
+
+    link_id: str | None = None
+    entity_id: str | None = None
+    statement_id: tuple[str, ...] | None = None
+    since: datetime | None = None
+    expected_statements: int = 1
+    failure_grace: timedelta = timedelta(minutes=30)
+
+    def __post_init__(self) -> None:
+        if self.link_id is not None:
+            check_id("link_id", self.link_id)
+        if self.entity_id is not None:
+            check_id("entity_id", self.entity_id)
+        if self.statement_id is not None:
+            if not self.statement_id:
+                raise ValueError("statement_id must not be an empty list: leave it out to wait for any statement")
+            for statement_id in self.statement_id:
+                check_id("statement_id", statement_id)
+        if self.since is not None and self.since.tzinfo is None:
+            raise ValueError("since must be aware: give it a time zone")
+        if isinstance(self.expected_statements, bool) or self.expected_statements < 1:
+            raise ValueError(f"expected_statements must be a whole number from 1, not {self.expected_statements!r}")
+        if self.statement_id is not None and self.expected_statements > len(set(self.statement_id)):
+            raise ValueError(
+                f"expected_statements is {self.expected_statements}, but statement_id names only "
+                f"{len(set(self.statement_id))}: such a gate would never open"
+            )
+        if self.failure_grace < timedelta(0):
+            raise ValueError(f"failure_grace must not be negative, and is {self.failure_grace}")
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        link_id: str | None = None,
+        entity_id: str | None = None,
+        statement_id: str | Iterable[str] | None = None,
+        since: datetime | str | None = None,
+        expected_statements: int | str = 1,
+        failure_grace: timedelta | float = timedelta(minutes=30),
+    ) -> Expectation:
+        """Take what people write, and what templates and trigger arguments make of it.
+
+        :param statement_id: one, or several.
+        :param since: a datetime or ISO 8601 text; naive means UTC.
+        :param expected_statements: a number, or its text.
+        :param failure_grace: a duration, or seconds.
+        :raises ValueError: names the argument that cannot be meant.
+        """
+        ids = (statement_id,) if isinstance(statement_id, str) else statement_id
+        return cls(
+            link_id=link_id,
+            entity_id=entity_id,
+            statement_id=None if ids is None else tuple(ids),
+            since=_parse_since(since),
+            expected_statements=_parse_count(expected_statements),
+            failure_grace=failure_grace if isinstance(failure_grace, timedelta) else timedelta(seconds=failure_grace),
+        )
+
+    @property
+    def needed(self) -> int:
+        """How many completed statements of one entity open the gate."""
+        return len(set(self.statement_id)) if self.statement_id is not None else self.expected_statements
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a verdict, as people get it.
+
+    :param progress: in lower case.
+    :param reason: the vendor's words, ``""`` when there are none.
+    :param date_time: ISO 8601 in UTC; None from a snapshot, which has no times.
+    """
+
+    statement_id: str
+    entity_id: str
+    link_id: str | None
+    progress: str
+    reason: str
+    date_time: str | None
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Give a plain dict, ready for XCom."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``state``; ``rows``, newest first: those that opened or closed the gate, or are in sight; and why, in words."""
+
+    state: State
+    rows: tuple[Row, ...]
+    because: str
+
+    def ends_wait(self, on_failed: OnFailed) -> bool:
+        """Say whether there is nothing left to wait for."""
+        return self.state == "passed" or (self.state == "failed" and on_failed != "wait")
+
+
+@dataclass(frozen=True)
+class HistoryGate:
+    """A gate on the payload history of ``expectation.link_id``."""
+
+    expectation: Expectation
+
+    def __post_init__(self) -> None:
+        check_id("link_id", self.expectation.link_id)
+
+    def __str__(self) -> str:
+        return f"webhook payloads of link {self.expectation.link_id!r}"
+
+    def ask(self, timezone: tzinfo) -> api.Call[list[WebhookPayload]]:
+        """Ask the ledger; ``timezone`` is that of the vendor's ``date_time``."""
+        return api.get_webhook_payloads(self.expectation.link_id or "", timezone)
+
+    def judge(self, rows: Iterable[WebhookPayload], now: datetime) -> Verdict:
+        """Judge what the ledger said."""
+        return judge_history(self.expectation, rows, now)
+
+
+@dataclass(frozen=True)
+class ProgressGate:
+    """A gate on the ``progress`` of one analysis of ``expectation.entity_id``."""
+
+    expectation: Expectation
+    analysis: str = "transactions"
+
+    def __post_init__(self) -> None:
+        check_id("entity_id", self.expectation.entity_id)
+        api.check_analysis(self.analysis)
+
+    def __str__(self) -> str:
+        return f"progress of {self.analysis} of entity {self.expectation.entity_id!r}"
+
+    def ask(self, timezone: tzinfo) -> api.Call[list[StatementProgress]]:  # noqa: ARG002 - snapshots have no times
+        """Ask the ledger."""
+        return api.get_progress(self.expectation.entity_id or "", self.analysis)
+
+    def judge(self, rows: Iterable[StatementProgress], now: datetime) -> Verdict:  # noqa: ARG002 - likewise
+        """Judge what the ledger said."""
+        return judge_progress(self.expectation, rows)
+
+
+Gate: TypeAlias = HistoryGate | ProgressGate
+
+
+def check_on_failed(on_failed: object) -> OnFailed:
+    """Refuse what is no meaning of a failed verdict.
+
+    :raises ValueError: names ``on_failed`` and the allowed values.
+    """
+    for meaning in get_args(OnFailed):
+        if on_failed == meaning:
+            return cast("OnFailed", meaning)
+    raise ValueError(f"on_failed must be one of {', '.join(map(repr, get_args(OnFailed)))}, not {on_failed!r}")
+
+
+def is_literal(value: object) -> bool:
+    """Say whether an argument is known when the DAG is parsed: no template, nothing of an upstream task."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    if isinstance(value, list | tuple | set):
+        return all(is_literal(item) for item in value)
+    return value is None or isinstance(value, int | float | datetime | timedelta)
+
+
+def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now: datetime) -> Verdict:
+    """Judge a link's payload history at the time ``now``.
+
+    :raises BankConnectTimezoneError: a row in sight lies more than five minutes in the future.
+    """
+    seen = {row for row in rows if why_out_of_sight(expectation, row) is None}
+    _refuse_future(seen, now)
+    current = list(newest_of_each_statement(seen))
+    by_entity: dict[str, list[WebhookPayload]] = defaultdict(list)
+    for row in current:
+        by_entity[row.entity_id].append(row)
+
+    passed = [done for entity in by_entity.values() if (done := _completed_if_passed(expectation, entity))]
+    if passed:
+        result = max((_newest_first(done) for done in passed), key=lambda done: _newness(done[0]))
+        return Verdict("passed", _as_rows(result), f"{_count(len(result))} completed")
+
+    attempts = [row for row in seen if not row.statement_id]
+    shown = _newest_first([*current, *attempts])
+    if not shown:
+        return Verdict("pending", (), "no row in sight")
+    going = sum(not _is(row, "completed", "failed") for row in current)
+    newest = shown[0]
+    if not going and _is(newest, "failed"):
+        age = now - newest.date_time
+        reasons = ", ".join(sorted({repr(row.reason) for row in seen if _is(row, "failed")}))
+        if age >= expectation.failure_grace:
+            return Verdict("failed", _as_rows(shown), f"the newest row is a failure; reasons: {reasons}")
+        return Verdict(
+            "pending",
+            _as_rows(shown),
+            f"the newest row is a failure, and fresh: it closes the gate when {expectation.failure_grace} old; "
+            f"reasons: {reasons}",
+        )
+    most = max((sum(_is(row, "completed") for row in entity) for entity in by_entity.values()), default=0)
+    because = f"{most} of {_count(expectation.needed)} completed"
+    return Verdict("pending", _as_rows(shown), because + (f", {going} still going" if going else ""))
+
+
+def judge_progress(expectation: Expectation, items: Iterable[StatementProgress]) -> Verdict:
+    """Judge the ``progress`` of one analysis of ``expectation.entity_id``: a snapshot, without times."""
+    wanted = expectation.statement_id
+    rows = sorted(
+        {
+            Row(
+                statement_id=item.statement_id,
+                entity_id=expectation.entity_id or "",
+                link_id=None,
+                progress=(item.status or "").lower(),
+                reason=item.message or "",
+                date_time=None,
+            )
+            for item in items
+            if wanted is None or item.statement_id in wanted
+        },
+        key=lambda row: (row.statement_id, row.progress, row.reason),
+    )
+    if not rows:
+        return Verdict("pending", (), "no statement in sight")
+    going = {row.statement_id for row in rows if row.progress not in _RANK}
+    done = {row.statement_id for row in rows} - going
+    if going or len(done) < expectation.needed:
+        because = f"{len(done)} of {_count(expectation.needed)} done"
+        return Verdict("pending", tuple(rows), because + (f", {len(going)} still going" if going else ""))
+    failed = [row for row in rows if row.progress == "failed"]
+    if failed:
+        reasons = ", ".join(sorted({repr(row.reason) for row in failed}))
+        return Verdict("failed", tuple(rows), f"{len(failed)} of {_count(len(done))} failed; reasons: {reasons}")
+    return Verdict("passed", tuple(rows), f"{_count(len(done))} completed")
+
+
+def why_out_of_sight(expectation: Expectation, row: WebhookPayload) -> str | None:
+    """Say which of the things asked for a row is not; None when it is in sight."""
+    if row.link_id != expectation.link_id:
+        return f"of another link, {row.link_id!r}"
+    if expectation.entity_id is not None and row.entity_id != expectation.entity_id:
+        return f"of another entity, {row.entity_id!r}"
+    if expectation.statement_id is not None and row.statement_id not in expectation.statement_id:
+        return "of another statement" if row.statement_id else "an attempt, and statement_id is given"
+    # The vendor's times are whole seconds: the boundary second counts whole.
+    if expectation.since is not None and row.date_time < expectation.since.replace(microsecond=0):
+        return f"older than since, {expectation.since.isoformat()}"
+    return None
+
+
+def newest_of_each_statement(rows: Iterable[WebhookPayload]) -> Iterable[WebhookPayload]:
+    """Leave each statement's newest row, which is its state. Failed attempts are no statements."""
+    newest: dict[tuple[str, str], WebhookPayload] = {}
+    for row in rows:
+        key = (row.entity_id, row.statement_id)
+        if row.statement_id and (key not in newest or _newness(row) > _newness(newest[key])):
+            newest[key] = row
+    return newest.values()
+
+
+def _parse_since(since: datetime | str | None) -> datetime | None:
+    if since is None:
+        return None
+    moment: object = since
+    if isinstance(since, str):
+        try:
+            # A digit first: pendulum also takes "now", and that is never what was meant.
+            moment = pendulum.parse(since.strip(), exact=True) if since.strip()[:1].isdigit() else None
+        except (ValueError, OverflowError):
+            moment = None
+    if isinstance(moment, datetime):
+        return pendulum.instance(moment, tz="UTC").in_timezone("UTC")
+    if isinstance(moment, pendulum.Date):
+        return pendulum.datetime(moment.year, moment.month, moment.day, tz="UTC")
+    raise ValueError(f"since must be a datetime or ISO 8601 text like '2026-11-01T00:00:00Z', not {since!r}")
+
+
+def _parse_count(count: object) -> int:
+    if isinstance(count, int) and not isinstance(count, bool):
+        return count
+    if isinstance(count, str) and count.strip().isascii() and count.strip().isdigit():
+        return int(count.strip()[:9])
+    raise ValueError(f"expected_statements must be a whole number from 1, not {count!r}")
+
+
+def _completed_if_passed(expectation: Expectation, entity: list[WebhookPayload]) -> list[WebhookPayload]:
+    completed = [row for row in entity if _is(row, "completed")]
+    going = any(not _is(row, "completed", "failed") for row in entity)
+    return completed if len(completed) >= expectation.needed and not going else []
+
+
+def _refuse_future(rows: Iterable[WebhookPayload], now: datetime) -> None:
+    ahead = max((row.date_time - now for row in rows), default=timedelta(0))
+    if ahead > MAX_CLOCK_SKEW:
+        raise BankConnectTimezoneError(
+            f"A payload lies {timedelta(seconds=round(ahead.total_seconds()))} in the future: the connection's "
+            "timezone is not the zone of the vendor's date_time (or this machine's clock is wrong)"
+        )
+
+
+def _is(row: WebhookPayload, *states: str) -> bool:
+    return row.progress.lower() in states
+
+
+def _newness(row: WebhookPayload) -> tuple[datetime, int, str, str, str, str]:
+    """Order rows in time, and ties so that no order of arrival shows."""
+    progress = row.progress.lower()
+    return (row.date_time, _RANK.get(progress, 0), row.entity_id, row.statement_id, progress, row.reason)
+
+
+def _newest_first(rows: Iterable[WebhookPayload]) -> list[WebhookPayload]:
+    return sorted(rows, key=_newness, reverse=True)
+
+
+def _as_rows(rows: Iterable[WebhookPayload]) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            statement_id=row.statement_id,
+            entity_id=row.entity_id,
+            link_id=row.link_id,
+            progress=row.progress.lower(),
+            reason=row.reason,
+            date_time=row.date_time.astimezone(UTC).isoformat(),
+        )
+        for row in rows
+    )
+
+
+def _count(statements: int) -> str:
+    return f"{statements} statement{'' if statements == 1 else 's'}"

@@ -1,0 +1,265 @@
+"""The deferred waits: look at a ledger now and then, until its gate opens, closes, or the time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.gate import (
+    Expectation,
+    Gate,
+    HistoryGate,
+    OnFailed,
+    Verdict,
+    check_on_failed,
+)
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook, BankConnectHook
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from typing import NotRequired, Protocol, Required, Unpack
+
+    class Logger(Protocol):
+        """What Airflow's loggers, of every version, have in common."""
+
+        def info(self, message: str, /, *args: object) -> object:
+            """Log what is as it should be."""
+
+        def warning(self, message: str, /, *args: object) -> object:
+            """Log what is not."""
+
+
+MIN_INTERVAL: Final = 1.0
+
+
+class WaitEvent(TypedDict, total=False):
+    """All that a trigger ever says.
+
+    ``status``: the gate has ``passed`` or ``failed`` (with ``rows``), the deadline has come (``timeout``), or the
+    wait cannot go on (``error``, with the name of the ``error``). ``because`` says why, in words.
+    """
+
+    status: Required[Literal["passed", "failed", "timeout", "error"]]
+    because: Required[str]
+    rows: list[dict[str, str | None]]
+    error: str
+    looks: int
+
+
+class Pace(TypedDict):
+    """When a wait looks, and until when: arguments of every trigger here.
+
+    :param bankconnect_conn_id: the connection with both keys.
+    :param deadline: when the wait ends; aware, or ISO 8601 text. Absolute: a restarted triggerer keeps it.
+    :param next_look: when to look first; now when it is left out.
+    :param poke_interval: seconds between two looks; never under one.
+    :param exponential_backoff: double the time between two looks each time.
+    :param max_wait: the most seconds between two looks.
+    :param on_failed: with ``"wait"`` a failed verdict does not end the wait.
+    :param silent_fail: outlive even the errors that are final otherwise.
+    """
+
+    deadline: datetime | str
+    bankconnect_conn_id: NotRequired[str]
+    next_look: NotRequired[datetime | str | None]
+    poke_interval: NotRequired[float]
+    exponential_backoff: NotRequired[bool]
+    max_wait: NotRequired[float | None]
+    on_failed: NotRequired[OnFailed]
+    silent_fail: NotRequired[bool]
+
+
+class Streak:
+    """Errors in a row: told when they begin and when they are over, not at every one."""
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+        self.count = 0
+        self.last = ""
+
+    def add(self, error: Exception) -> float:
+        """Count an error, and say how many seconds to hold back at least."""
+        self.count += 1
+        self.last = f"{type(error).__name__}: {error}"
+        if self.count == 1:
+            self._log.warning("The wait goes on after an error: %s", self.last)
+        asked = error.retry_after if isinstance(error, api.BankConnectTransientError) else None
+        return api.backoff(self.count, jitter=random.random(), retry_after=asked)  # noqa: S311 - no secret hangs on it
+
+    def end(self) -> None:
+        """Note that an answer could be read."""
+        if self.count:
+            self._log.info("BankConnect answers again, after %d errors in a row", self.count)
+        self.count, self.last = 0, ""
+
+    def tell(self, seen: str) -> str:
+        """Say what was seen last, and what has stood in the way since."""
+        return f"{seen}; then {self.count} errors in a row, the last: {self.last}" if self.count else seen
+
+
+def is_final(error: Exception, *, first_look: bool) -> bool:
+    """Say whether no later look can mend this: wrong keys, a wrong zone, at first sight a wrong certificate."""
+    return isinstance(error, api.BankConnectAuthError | api.BankConnectTimezoneError) or (
+        first_look and isinstance(error, api.BankConnectCertificateError)
+    )
+
+
+class _BankConnectTrigger(BaseTrigger):
+    """Looks at a ledger until the verdict is there, the deadline has come, or looking on makes no sense.
+
+    It yields exactly one :class:`WaitEvent`, and no exception leaves it. It asks BankConnect at least once between
+    two restarts, and changes nothing there: after a crash of the triggerer the wait goes on with the same deadline.
+    """
+
+    def __init__(self, gate: Gate, **pace: Unpack[Pace]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.gate = gate
+        self.bankconnect_conn_id = pace.get("bankconnect_conn_id", BankConnectHook.default_conn_name)
+        self.deadline = _moment(pace["deadline"])
+        self.next_look = _moment(pace.get("next_look") or datetime.now(UTC))
+        self.poke_interval = pace.get("poke_interval", 60.0)
+        self.exponential_backoff = pace.get("exponential_backoff", False)
+        self.max_wait = pace.get("max_wait")
+        self.on_failed = check_on_failed(pace.get("on_failed", "fail"))
+        self.silent_fail = pace.get("silent_fail", False)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give the class path and its arguments, in types that every Airflow serializes. No keys among them."""
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            **self._gate_arguments(),
+            "bankconnect_conn_id": self.bankconnect_conn_id,
+            "deadline": self.deadline.isoformat(),
+            "next_look": self.next_look.isoformat(),
+            "poke_interval": self.poke_interval,
+            "exponential_backoff": self.exponential_backoff,
+            "max_wait": self.max_wait,
+            "on_failed": self.on_failed,
+            "silent_fail": self.silent_fail,
+        }
+
+    def _gate_arguments(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield the one event."""
+        try:
+            event = await self._wait()
+        except Exception as error:
+            self.log.exception("The wait for %s broke off", self.gate)
+            event = WaitEvent(
+                status="error", error=type(error).__name__, because="the wait broke off; the triggerer's log says where"
+            )
+        yield TriggerEvent(dict(event))  # type: ignore[no-untyped-call]
+
+    async def _wait(self) -> WaitEvent:
+        self.log.info("Waiting for %s until %s", self.gate, self.deadline.isoformat(timespec="seconds"))
+        streak, seen, looks = Streak(self.log), "no look yet", 0
+        not_before = next_look = self.next_look
+        async with BankConnectAsyncHook(self.bankconnect_conn_id) as hook:
+            while True:
+                await _sleep_until(min(next_look, self.deadline))
+                last = datetime.now(UTC) >= self.deadline
+                # One last look at the deadline, unless the vendor has asked not to be asked so soon.
+                if not last or not_before <= datetime.now(UTC):
+                    looks += 1
+                    hold = 0.0
+                    try:
+                        verdict = await self._look(hook)
+                    except Exception as error:
+                        if not isinstance(error, api.BankConnectError) and hook.connected:
+                            raise
+                        if is_final(error, first_look=False) and not self.silent_fail:
+                            return WaitEvent(
+                                status="error", error=type(error).__name__, because=str(error), looks=looks
+                            )
+                        hold = streak.add(error)
+                    else:
+                        streak.end()
+                        seen = verdict.because
+                        if verdict.ends_wait(self.on_failed):
+                            rows = [row.as_dict() for row in verdict.rows]
+                            status: Literal["passed", "failed"] = "passed" if verdict.state == "passed" else "failed"
+                            return WaitEvent(status=status, rows=rows, because=seen, looks=looks)
+                    not_before = datetime.now(UTC) + timedelta(seconds=min(max(hold, MIN_INTERVAL), 1e9))
+                    next_look = max(not_before, datetime.now(UTC) + timedelta(seconds=self._interval(looks)))
+                if last:
+                    return WaitEvent(status="timeout", because=streak.tell(seen), looks=looks)
+
+    async def _look(self, hook: BankConnectAsyncHook) -> Verdict:
+        settings = await hook.connect()
+        try:
+            rows: Iterable[Any] = await hook.run(self.gate.ask(settings.timezone))
+        except api.BankConnectNotFoundError as error:
+            return Verdict("pending", (), str(error))
+        now = datetime.now(UTC)
+        return await asyncio.to_thread(self.gate.judge, rows, now)
+
+    def _interval(self, looks: int) -> float:
+        """Seconds between two looks; with ``exponential_backoff`` doubled each time, with jitter, as Airflow does."""
+        interval = self.poke_interval
+        if self.exponential_backoff:
+            interval = max(interval * 2.0 ** (min(looks, 30) - 1), MIN_INTERVAL) * random.uniform(1, 2)  # noqa: S311
+        if self.max_wait is not None:
+            interval = min(interval, self.max_wait)
+        return min(max(interval, MIN_INTERVAL), 1e9)
+
+
+class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
+    """Waits for the webhook payloads of a link.
+
+    The arguments of the gate are those of
+    :class:`~airflow_provider_bankconnect.sensors.bankconnect.BankConnectWebhookPayloadSensor`, the others those of
+    :class:`Pace`.
+    """
+
+    gate: HistoryGate
+
+    def __init__(
+        self,
+        *,
+        link_id: str,
+        entity_id: str | None = None,
+        statement_id: str | list[str] | None = None,
+        since: datetime | str | None = None,
+        expected_statements: int = 1,
+        failure_grace: timedelta | float = timedelta(minutes=30),
+        **pace: Unpack[Pace],
+    ) -> None:
+        expectation = Expectation.parse(
+            link_id=link_id,
+            entity_id=entity_id,
+            statement_id=statement_id,
+            since=since,
+            expected_statements=expected_statements,
+            failure_grace=failure_grace,
+        )
+        super().__init__(HistoryGate(expectation), **pace)
+
+    def _gate_arguments(self) -> dict[str, Any]:
+        expected = self.gate.expectation
+        return {
+            "link_id": expected.link_id,
+            "entity_id": expected.entity_id,
+            "statement_id": list(expected.statement_id) if expected.statement_id else None,
+            "since": expected.since.isoformat() if expected.since else None,
+            "expected_statements": expected.expected_statements,
+            "failure_grace": expected.failure_grace.total_seconds(),
+        }
+
+
+async def _sleep_until(moment: datetime) -> None:
+    # The loop's clock and the wall clock drift apart: a deadline is a time of day.
+    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(left)
+
+
+def _moment(value: datetime | str) -> datetime:
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if moment.tzinfo is None:
+        raise ValueError(f"deadline and next_look must be aware, not {value!r}")
+    return moment.astimezone(UTC)
