@@ -1,0 +1,32 @@
+"""Tells BankConnect where to send its webhooks. Trigger it by hand, once per environment and after each change.
+
+BankConnect keeps one URL for each account: a staging Airflow on production's keys takes production's webhooks away.
+"""
+
+from __future__ import annotations
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, Param
+
+from airflow_provider_bankconnect.api import WebhookMode
+from airflow_provider_bankconnect.operators.bankconnect import BankConnectUpdateWebhookOperator
+
+with DAG(
+    dag_id="bankconnect_register_webhook",
+    description="Register the endpoint that BankConnect sends its webhooks to",
+    schedule=None,
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    params={
+        "webhook_url": Param(type="string", format="uri", description="An https:// endpoint that answers with 200"),
+        "allow_private_host": Param(default=False, type="boolean", description="For the sandbox, on this very machine"),
+    },
+    tags=["bankconnect"],
+):
+    BankConnectUpdateWebhookOperator(
+        task_id="register",
+        webhook_url="{{ params.webhook_url }}",
+        # BankConnect's own default is net banking only: statements uploaded as a PDF would go silent.
+        webhook_mode=WebhookMode.NET_BANKING_AND_MANUAL,
+        allow_private_host="{{ params.allow_private_host }}",
+    )
