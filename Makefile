@@ -46,8 +46,16 @@ types: $(READY)  ## Types, strictly
 test: lint types  ## Style, types and every test
 	$(PY) -m pytest
 
-constraints:  ## Known good versions for each Airflow release, worked out anew
-	$(VENV)/bin/python constraints/update.py
+demo: $(READY)  ## BankConnect played here, and a real Airflow that registers, waits and works
+	@$(PY) -W ignore scripts/demo.py
+
+constraints: $(READY)  ## The constraint files anew: what pyproject.toml declares now, the rest as it is
+	for file in constraints/constraints-*.txt; do \
+		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); cp $$file $$file.known; \
+		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --group dev --python-version 3.$$minor \
+			-c $$file.known --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o $$file; \
+		rm $$file.known; \
+	done
 
 clean:  ## Away with all that make made
 	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, tzinfo
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import pendulum
 from pydantic import (
@@ -45,6 +45,8 @@ MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_RETRIES: Final = 3
 MAX_BACKOFF: Final = 60.0
 MAX_PAGES: Final = 1000
+# Thirty years: what is longer overflows a datetime somewhere.
+_LONGEST: Final = 1e9
 
 T = TypeVar("T")
 
@@ -236,7 +238,7 @@ def advance(call: Call[T], answer: Answer | None = None) -> Request | Result[T]:
 
 
 def _blank_for_none(value: object) -> object:
-    return "" if value is None else value
+    return "" if value is None or (isinstance(value, str) and not value.strip()) else value
 
 
 def _not_blank(value: str) -> str:
@@ -342,9 +344,15 @@ def get_transactions(entity_id: str, account_id: str | None = None) -> Call[dict
             f"{going} of {len(analysis.progress)} statements are still being processed" if going else "no statement yet"
         )
         raise BankConnectNotReadyError(
-            f"{request.call}: {said}; wait for them with a sensor first", status=answer.status
+            f"{request.call}: HTTP {answer.status}: {said}; wait for them with a sensor first", status=answer.status
         )
-    data: dict[str, Any] = from_json(answer.body, allow_inf_nan=False)
+    try:
+        data: dict[str, Any] = from_json(answer.body, allow_inf_nan=False)
+    except ValueError:
+        # The models skip what they do not know; this is the one place that hands it on.
+        raise BankConnectResponseError(
+            f"{request.call}: HTTP {answer.status}, but not JSON: NaN or Infinity is no number", status=answer.status
+        ) from None
     return data
 
 
@@ -360,7 +368,7 @@ def get_entities(link_id: str) -> Call[list[str]]:
         # The vendor's own `next` is not followed: the keys go to the connection's base URL and nowhere else.
         if answer.next is None:
             return list(found)
-    raise BankConnectResponseError(f"entities: still a next page after {MAX_PAGES} pages")
+    raise BankConnectResponseError(f"entities: HTTP 200, but still a next page after {MAX_PAGES}", status=200)
 
 
 def check_status(request: Request, answer: Answer) -> Answer:
@@ -398,7 +406,7 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     """Read a ``Retry-After`` header, seconds or HTTP date; None where it is absent, unreadable or over."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
-        return min(float(text), 1e9) or None
+        return min(float(text), _LONGEST) or None
     try:
         moment = parsedate_to_datetime(text)
     except (TypeError, ValueError, IndexError, OverflowError):
@@ -406,7 +414,7 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     seconds = (moment - now).total_seconds()
-    return seconds if seconds > 0 else None
+    return min(seconds, _LONGEST) if seconds > 0 else None
 
 
 def backoff(failures: int, *, jitter: float, retry_after: float | None = None) -> float:
@@ -460,13 +468,14 @@ def check_webhook_url(webhook_url: object, *, allow_private_host: bool = False) 
     try:
         parts = urlsplit(webhook_url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"webhook_url is not a URL: {error}") from None
-    if parts.scheme != "https" or not host:
+    except ValueError:
+        # The library's own words may quote the user info.
+        raise ValueError("webhook_url is not a URL: its host or port cannot be read") from None
+    if parts.scheme != "https" or not (host or "").strip("."):
         raise ValueError("webhook_url must be an absolute https:// URL with a host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("webhook_url must have no user info")
-    if _is_private(host) and not allow_private_host:
+    if _is_private(host or "") and not allow_private_host:
         raise ValueError(
             f"webhook_url's host {host!r} is private, loopback or link-local: BankConnect cannot reach it. "
             "Give a public one, or allow_private_host=True for a vendor inside your own network"
@@ -475,7 +484,8 @@ def check_webhook_url(webhook_url: object, *, allow_private_host: bool = False) 
 
 
 def _is_private(host: str) -> bool:
-    name = unicodedata.normalize("NFKC", host).rstrip(".").lower()
+    # As the clients read it that know internationalised names: they decode, and an ideographic full stop is a dot.
+    name = unicodedata.normalize("NFKC", unquote(host)).replace("\u3002", ".").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -487,7 +497,7 @@ def _is_private(host: str) -> bool:
         except (OSError, UnicodeEncodeError):
             return False
     address = getattr(address, "ipv4_mapped", None) or address
-    return not address.is_global or address.is_multicast
+    return not address.is_global or address.is_multicast or address.is_reserved
 
 
 Refuse: TypeAlias = Callable[[str, str], ValueError]
@@ -498,14 +508,16 @@ def _base_url(host: str | None, port: int | None, refuse: Refuse) -> str:
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         name, own_port = parts.hostname, parts.port
-    except ValueError as error:
-        raise refuse("host", f"is not a URL: {error}") from None
+    except ValueError:
+        raise refuse("host", "is not a URL: its name or port cannot be read") from None
     if parts.scheme == "http":
         raise refuse("host", "must not be http://: BankConnect fails plain HTTP, and the keys would travel in clear")
     if parts.scheme != "https" or not name or "\\" in text or any(c.isspace() or not c.isprintable() for c in text):
         raise refuse("host", "must be a bare host or an https:// base URL")
     if "@" in parts.netloc or parts.query or parts.fragment or {".", ".."} & set(parts.path.split("/")):
         raise refuse("host", "must have no user info, query, fragment or dot segments")
+    if port and not 0 < port < 65536:
+        raise refuse("port", f"must be between 1 and 65535, not {port}")
     if port and own_port and port != own_port:
         raise refuse("port", f"is {port}, but host says {own_port}: give it once")
     shown = f"[{name}]" if ":" in name else name
@@ -546,7 +558,7 @@ def _number(value: object, name: str, default: float, refuse: Refuse, *, whole: 
         return default
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (0 < number < math.inf) or (whole and number != int(number)):
         kind = "whole number from 1" if whole else "number of seconds above 0"
@@ -563,7 +575,9 @@ def _analysis_request(entity_id: str, analysis: str, account_id: str | None = No
 
 def _check_entity(request: Request, entity_id: str, answer: _Analysis) -> None:
     if answer.entity_id is not None and answer.entity_id != entity_id:
-        raise BankConnectResponseError(f"{request.call}: the answer is about another entity than was asked for")
+        raise BankConnectResponseError(
+            f"{request.call}: HTTP 200, but the answer is about another entity than was asked for", status=200
+        )
 
 
 M = TypeVar("M", bound=_Model)

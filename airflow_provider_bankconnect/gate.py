@@ -6,6 +6,7 @@ Pure functions on values. No order of rows and no repetition of a row changes a 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
@@ -21,7 +22,6 @@ from airflow_provider_bankconnect.api import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import tzinfo
 
 State: TypeAlias = Literal["pending", "passed", "failed"]
@@ -93,14 +93,13 @@ class Expectation:
         :param failure_grace: a duration, or seconds.
         :raises ValueError: names the argument that cannot be meant.
         """
-        ids = (statement_id,) if isinstance(statement_id, str) else statement_id
         return cls(
             link_id=link_id,
             entity_id=entity_id,
-            statement_id=None if ids is None else tuple(ids),
+            statement_id=_parse_ids(statement_id),
             since=_parse_since(since),
             expected_statements=_parse_count(expected_statements),
-            failure_grace=failure_grace if isinstance(failure_grace, timedelta) else timedelta(seconds=failure_grace),
+            failure_grace=_parse_grace(failure_grace),
         )
 
     @property
@@ -124,6 +123,30 @@ class Row:
     progress: str
     reason: str
     date_time: str | None
+
+    @classmethod
+    def of_payload(cls, payload: WebhookPayload) -> Row:
+        """Make a row of the history."""
+        return cls(
+            statement_id=payload.statement_id,
+            entity_id=payload.entity_id,
+            link_id=payload.link_id,
+            progress=_progress(payload),
+            reason=payload.reason,
+            date_time=payload.date_time.astimezone(UTC).isoformat(),
+        )
+
+    @classmethod
+    def of_item(cls, item: StatementProgress, entity_id: str | None) -> Row:
+        """Make a row of a snapshot of ``entity_id``."""
+        return cls(
+            statement_id=item.statement_id,
+            entity_id=entity_id or "",
+            link_id=None,
+            progress=(item.status or "").lower(),
+            reason=item.message or "",
+            date_time=None,
+        )
 
     def as_dict(self) -> dict[str, str | None]:
         """Give a plain dict, ready for XCom."""
@@ -253,18 +276,7 @@ def judge_progress(expectation: Expectation, items: Iterable[StatementProgress])
     """Judge the ``progress`` of one analysis of ``expectation.entity_id``: a snapshot, without times."""
     wanted = expectation.statement_id
     rows = sorted(
-        {
-            Row(
-                statement_id=item.statement_id,
-                entity_id=expectation.entity_id or "",
-                link_id=None,
-                progress=(item.status or "").lower(),
-                reason=item.message or "",
-                date_time=None,
-            )
-            for item in items
-            if wanted is None or item.statement_id in wanted
-        },
+        {Row.of_item(item, expectation.entity_id) for item in items if wanted is None or item.statement_id in wanted},
         key=lambda row: (row.statement_id, row.progress, row.reason),
     )
     if not rows:
@@ -305,20 +317,39 @@ def newest_of_each_statement(rows: Iterable[WebhookPayload]) -> Iterable[Webhook
     return newest.values()
 
 
+def _parse_ids(statement_id: object) -> tuple[str, ...] | None:
+    if statement_id is None:
+        return None
+    if isinstance(statement_id, str):
+        return (statement_id,)
+    if isinstance(statement_id, Iterable):
+        return tuple(statement_id)
+    raise ValueError(f"statement_id must be one id or a list of them, not {statement_id!r}")
+
+
+def _parse_grace(failure_grace: timedelta | float) -> timedelta:
+    if isinstance(failure_grace, timedelta):
+        return failure_grace
+    try:
+        return timedelta(seconds=failure_grace)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"failure_grace must be a timedelta or seconds, not {failure_grace!r}") from None
+
+
 def _parse_since(since: datetime | str | None) -> datetime | None:
     if since is None:
         return None
     moment: object = since
-    if isinstance(since, str):
-        try:
+    try:
+        if isinstance(since, str):
             # A digit first: pendulum also takes "now", and that is never what was meant.
             moment = pendulum.parse(since.strip(), exact=True) if since.strip()[:1].isdigit() else None
-        except (ValueError, OverflowError):
-            moment = None
-    if isinstance(moment, datetime):
-        return pendulum.instance(moment, tz="UTC").in_timezone("UTC")
-    if isinstance(moment, pendulum.Date):
-        return pendulum.datetime(moment.year, moment.month, moment.day, tz="UTC")
+        if isinstance(moment, datetime):
+            return pendulum.instance(moment, tz="UTC").in_timezone("UTC")
+        if isinstance(moment, pendulum.Date):
+            return pendulum.datetime(moment.year, moment.month, moment.day, tz="UTC")
+    except (TypeError, ValueError, OverflowError):  # all of which pendulum raises
+        pass
     raise ValueError(f"since must be a datetime or ISO 8601 text like '2026-11-01T00:00:00Z', not {since!r}")
 
 
@@ -345,13 +376,18 @@ def _refuse_future(rows: Iterable[WebhookPayload], now: datetime) -> None:
         )
 
 
+def _progress(row: WebhookPayload) -> str:
+    """Say where a row stands; without a statement it is a failed attempt, whatever else it says."""
+    return row.progress.lower() if row.statement_id else "failed"
+
+
 def _is(row: WebhookPayload, *states: str) -> bool:
-    return row.progress.lower() in states
+    return _progress(row) in states
 
 
 def _newness(row: WebhookPayload) -> tuple[datetime, int, str, str, str, str]:
     """Order rows in time, and ties so that no order of arrival shows."""
-    progress = row.progress.lower()
+    progress = _progress(row)
     return (row.date_time, _RANK.get(progress, 0), row.entity_id, row.statement_id, progress, row.reason)
 
 
@@ -359,18 +395,8 @@ def _newest_first(rows: Iterable[WebhookPayload]) -> list[WebhookPayload]:
     return sorted(rows, key=_newness, reverse=True)
 
 
-def _as_rows(rows: Iterable[WebhookPayload]) -> tuple[Row, ...]:
-    return tuple(
-        Row(
-            statement_id=row.statement_id,
-            entity_id=row.entity_id,
-            link_id=row.link_id,
-            progress=row.progress.lower(),
-            reason=row.reason,
-            date_time=row.date_time.astimezone(UTC).isoformat(),
-        )
-        for row in rows
-    )
+def _as_rows(payloads: Iterable[WebhookPayload]) -> tuple[Row, ...]:
+    return tuple(Row.of_payload(payload) for payload in payloads)
 
 
 def _count(statements: int) -> str:

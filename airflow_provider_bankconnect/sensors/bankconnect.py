@@ -16,10 +16,20 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.gate import Expectation, Gate, HistoryGate, Verdict, check_on_failed, is_literal
+from airflow_provider_bankconnect.explain import in_short
+from airflow_provider_bankconnect.gate import (
+    Expectation,
+    Gate,
+    HistoryGate,
+    ProgressGate,
+    Verdict,
+    check_on_failed,
+    is_literal,
+)
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.triggers.bankconnect import (
     MIN_INTERVAL,
+    BankConnectProgressTrigger,
     BankConnectWebhookPayloadTrigger,
     Streak,
     is_final,
@@ -89,7 +99,7 @@ class _BankConnectSensor(BaseSensorOperator):
         )
         deadline = self._deadline(context, wait)
         if datetime.now(UTC) >= wait.not_before and (verdict := self._look(gate, wait)):
-            wait.seen = verdict.because
+            wait.seen = in_short(gate, verdict)
             if verdict.ends_wait(on_failed):
                 rows: Rows = [row.as_dict() for row in verdict.rows]
                 return PokeReturnValue(is_done=True, xcom_value=self._conclude(verdict.state, rows, verdict.because))
@@ -131,11 +141,26 @@ class _BankConnectSensor(BaseSensorOperator):
                 raise AirflowSkipException(f"Skipped, as never_fail says: {error}") from error
             raise
 
-    def _gate(self) -> Gate:
+    def _gate_arguments(self) -> dict[str, Any]:
+        """Give the arguments that say what is waited for, the trigger's names for them."""
+        raise NotImplementedError
+
+    def _gate_of(self, **arguments: Any) -> Gate:
         raise NotImplementedError
 
     def _trigger(self, **pace: Any) -> BaseTrigger:
         raise NotImplementedError
+
+    def _gate(self) -> Gate:
+        return self._gate_of(**self._gate_arguments())
+
+    def _refuse_known_mistakes(self) -> None:
+        """Fail at parsing where all that matters is known there; templates are judged when they are rendered."""
+        # An id that only the run knows stands in for itself: everything else is judged without it.
+        stand_in = {"link_id": "template", "entity_id": "template"}
+        arguments = self._gate_arguments()
+        known = {name: value for name, value in arguments.items() if is_literal(value)}
+        self._gate_of(**{name: stand_in[name] for name in stand_in.keys() & arguments.keys()} | known)
 
     def _look(self, gate: Gate, wait: _Wait) -> Verdict | None:
         """Ask the ledger once. None: no answer to judge, and the wait outlives that."""
@@ -254,10 +279,7 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
         self.since = since
         self.expected_statements = expected_statements
         self.failure_grace = failure_grace
-        known = {name: value for name, value in self._gate_arguments().items() if is_literal(value)}
-        expectation = Expectation.parse(**known)
-        if "link_id" in known:
-            HistoryGate(expectation)
+        self._refuse_known_mistakes()
 
     def _gate_arguments(self) -> dict[str, Any]:
         return {
@@ -269,8 +291,72 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
             "failure_grace": self.failure_grace,
         }
 
-    def _gate(self) -> HistoryGate:
-        return HistoryGate(Expectation.parse(**self._gate_arguments()))
+    def _gate_of(self, **arguments: Any) -> HistoryGate:
+        return HistoryGate(Expectation.parse(**arguments))
 
     def _trigger(self, **pace: Any) -> BankConnectWebhookPayloadTrigger:
         return BankConnectWebhookPayloadTrigger(**self._gate_arguments(), **pace)
+
+
+class BankConnectProgressSensor(_BankConnectSensor):
+    """Waits until an entity's statements are done in one analysis, and returns their rows.
+
+    Each analysis has a progress of its own: wait for the one that you will read. The answer to ``transactions`` comes
+    with all the transactions at every look; ``accounts`` or ``identity`` are smaller. A failed login never shows here,
+    for nothing was uploaded: that only the link's payload history knows. Source: the ``progress`` field of the
+    vendor's analyses.
+
+    Pushed to XCom is a list of dicts ``{statement_id, entity_id, link_id, progress, reason, date_time}``; ``link_id``
+    and ``date_time`` are None, for the snapshot has neither.
+
+    :param entity_id: the entity. (templated)
+    :param analysis: ``transactions``, ``accounts``, ``identity``, ``salary``, ``recurring_transactions`` or
+        ``lender_transactions``. (templated)
+    :param statement_id: wait for this statement, or for all of these. (templated)
+    :param expected_statements: how many statements have to be done. (templated)
+    :param on_failed: what a failed verdict means: ``"fail"`` the task without retries, ``"skip"`` it, ``"wait"`` on,
+        or ``"pass"`` the failed rows on. (templated)
+    :param bankconnect_conn_id: the connection with both keys. (templated)
+    :param deferrable: wait in the triggerer.
+    :raises BankConnectAuthError: the keys are refused; never retried, never a skip under ``soft_fail``.
+    :raises ValueError: an argument cannot be meant; names it.
+    """
+
+    template_fields: Sequence[str] = (
+        "entity_id",
+        "analysis",
+        "statement_id",
+        "expected_statements",
+        "on_failed",
+        "bankconnect_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        entity_id: str,
+        analysis: str = "transactions",
+        statement_id: str | list[str] | None = None,
+        expected_statements: int | str = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.entity_id = entity_id
+        self.analysis = analysis
+        self.statement_id = statement_id
+        self.expected_statements = expected_statements
+        self._refuse_known_mistakes()
+
+    def _gate_arguments(self) -> dict[str, Any]:
+        return {
+            "entity_id": self.entity_id,
+            "analysis": self.analysis,
+            "statement_id": self.statement_id,
+            "expected_statements": self.expected_statements,
+        }
+
+    def _gate_of(self, *, analysis: str = "transactions", **arguments: Any) -> ProgressGate:
+        return ProgressGate(Expectation.parse(**arguments), analysis)
+
+    def _trigger(self, **pace: Any) -> BankConnectProgressTrigger:
+        return BankConnectProgressTrigger(**self._gate_arguments(), **pace)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.explain import in_short
 from airflow_provider_bankconnect.gate import (
     Expectation,
     Gate,
     HistoryGate,
     OnFailed,
+    ProgressGate,
     Verdict,
     check_on_failed,
 )
@@ -180,7 +182,7 @@ class _BankConnectTrigger(BaseTrigger):
                         hold = streak.add(error)
                     else:
                         streak.end()
-                        seen = verdict.because
+                        seen = in_short(self.gate, verdict)
                         if verdict.ends_wait(self.on_failed):
                             rows = [row.as_dict() for row in verdict.rows]
                             status: Literal["passed", "failed"] = "passed" if verdict.state == "passed" else "failed"
@@ -249,6 +251,40 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
             "since": expected.since.isoformat() if expected.since else None,
             "expected_statements": expected.expected_statements,
             "failure_grace": expected.failure_grace.total_seconds(),
+        }
+
+
+class BankConnectProgressTrigger(_BankConnectTrigger):
+    """Waits for the progress of one analysis of an entity.
+
+    The arguments of the gate are those of
+    :class:`~airflow_provider_bankconnect.sensors.bankconnect.BankConnectProgressSensor`, the others those of
+    :class:`Pace`.
+    """
+
+    gate: ProgressGate
+
+    def __init__(
+        self,
+        *,
+        entity_id: str,
+        analysis: str = "transactions",
+        statement_id: str | list[str] | None = None,
+        expected_statements: int = 1,
+        **pace: Unpack[Pace],
+    ) -> None:
+        expectation = Expectation.parse(
+            entity_id=entity_id, statement_id=statement_id, expected_statements=expected_statements
+        )
+        super().__init__(ProgressGate(expectation, analysis), **pace)
+
+    def _gate_arguments(self) -> dict[str, Any]:
+        expected = self.gate.expectation
+        return {
+            "entity_id": expected.entity_id,
+            "analysis": self.gate.analysis,
+            "statement_id": list(expected.statement_id) if expected.statement_id else None,
+            "expected_statements": expected.expected_statements,
         }
 
 

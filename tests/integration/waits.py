@@ -1,0 +1,102 @@
+"""Runs a sensor as Airflow would in each of its modes, without a scheduler, and says what becomes of the task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+
+try:
+    from airflow.sdk.exceptions import AirflowRescheduleException
+except ImportError:
+    from airflow.exceptions import AirflowRescheduleException
+
+MODES = ("poke", "reschedule", "deferred")
+
+
+@dataclass
+class Outcome:
+    """``state`` as Airflow would set it, the XCom, the error, and the events of the triggers on the way."""
+
+    state: str
+    rows: Any = None
+    error: BaseException | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    triggers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[str]:
+        return [row["statement_id"] for row in self.rows]
+
+    @property
+    def message(self) -> str:
+        return str(self.error)
+
+
+class TaskInstance:
+    """The little of a task instance that a sensor asks for."""
+
+    def __init__(self) -> None:
+        self.first_reschedule: datetime | None = None
+
+    def get_first_reschedule_date(self, _context: object) -> datetime | None:
+        return self.first_reschedule
+
+
+def build(sensor: type, mode: str, **arguments: Any) -> Any:
+    """Make a sensor for a mode."""
+    return sensor(
+        task_id="wait",
+        mode="reschedule" if mode == "reschedule" else "poke",
+        deferrable=mode == "deferred",
+        **arguments,
+    )
+
+
+def run(make: Any, *, outcome: Outcome | None = None) -> Outcome:
+    """Run the sensor that ``make()`` builds to its end. Each leg is a new process to Airflow: so a new sensor here."""
+    outcome = outcome or Outcome("running")
+    ti, started = TaskInstance(), datetime.now(UTC)
+    resume: tuple[str, dict[str, Any]] | None = None
+    while True:
+        sensor = make()
+        context: Any = {"ti": ti}
+        try:
+            rows = sensor.resume_execution(*resume, context) if resume else sensor.execute(context)
+        except TaskDeferred as deferred:
+            event = asyncio.run(_fire(deferred.trigger, outcome))
+            resume = (deferred.method_name, {**(deferred.kwargs or {}), "event": event})
+        except AirflowRescheduleException as reschedule:
+            ti.first_reschedule = started
+            time.sleep(max(0.0, (reschedule.reschedule_date - datetime.now(UTC)).total_seconds()))
+        except AirflowSkipException as error:
+            outcome.state, outcome.error = "skipped", error
+            return outcome
+        except (AirflowFailException, AirflowSensorTimeout) as error:
+            outcome.state, outcome.error = "failed", error
+            return outcome
+        except Exception as error:  # noqa: BLE001 - whatever else it is, Airflow retries the task
+            outcome.state, outcome.error = "up_for_retry", error
+            return outcome
+        else:
+            outcome.state, outcome.rows = "success", rows
+            return outcome
+
+
+async def _fire(trigger: Any, outcome: Outcome) -> Any:
+    path, arguments = trigger.serialize()
+    outcome.triggers.append((path, arguments))
+    rebuilt = type(trigger)(**arguments)
+    async for event in rebuilt.run():
+        outcome.events.append(event.payload)
+        return event.payload
+    raise AssertionError("the trigger ended without an event")
