@@ -396,7 +396,7 @@ def _newest_first(rows: Iterable[WebhookPayload]) -> list[WebhookPayload]:
 
 
 def _as_rows(payloads: Iterable[WebhookPayload]) -> tuple[Row, ...]:
-    return tuple(Row.of_payload(payload) for payload in payloads)
+    return tuple(dict.fromkeys(Row.of_payload(payload) for payload in payloads))
 
 
 def _count(statements: int) -> str:

@@ -94,7 +94,7 @@ class Demo:
         print(
             f"\nIn short\n"
             f"  {registered:6.1f} s  registered   {self.box.webhook_url}\n"
-            f"  {asked:6.1f} s  waited       for {opened - asked:.0f} s and {len(looks)} looks; the failed login did not open the gate\n"
+            f"  {asked:6.1f} s  waited       for {opened - asked:.0f} s and {len(looks)} looks, over a failed login\n"
             f"  {opened:6.1f} s  opened       on BankConnect's own record, for the statement of {ENTITY}\n"
             f"  {self.seconds():6.1f} s  worked       on {summary['transactions']} transactions of "
             f"{summary['statements']} statement\n\n"
