@@ -178,6 +178,11 @@ class HistoryGate:
     def __str__(self) -> str:
         return f"webhook payloads of link {self.expectation.link_id!r}"
 
+    @property
+    def ledger(self) -> tuple[str, ...]:
+        """What is asked: equal for gates that one answer serves."""
+        return ("webhook_payloads", self.expectation.link_id or "")
+
     def ask(self, timezone: tzinfo) -> api.Call[list[WebhookPayload]]:
         """Ask the ledger; ``timezone`` is that of the vendor's ``date_time``."""
         return api.get_webhook_payloads(self.expectation.link_id or "", timezone)
@@ -200,6 +205,11 @@ class ProgressGate:
 
     def __str__(self) -> str:
         return f"progress of {self.analysis} of entity {self.expectation.entity_id!r}"
+
+    @property
+    def ledger(self) -> tuple[str, ...]:
+        """What is asked: equal for gates that one answer serves."""
+        return (self.analysis, self.expectation.entity_id or "")
 
     def ask(self, timezone: tzinfo) -> api.Call[list[StatementProgress]]:  # noqa: ARG002 - snapshots have no times
         """Ask the ledger."""

@@ -209,6 +209,8 @@ class BankConnectAsyncHook:
         self.bankconnect_conn_id = bankconnect_conn_id
         self._settings: ConnectionSettings | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._retired: list[aiohttp.ClientSession] = []
+        self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -220,8 +222,9 @@ class BankConnectAsyncHook:
 
     async def close(self) -> None:
         """Close the session; the next call opens another, and reads the connection anew."""
-        session, self._session, self._settings = self._session, None, None
-        if session is not None:
+        sessions = [*self._retired, *([self._session] if self._session else [])]
+        self._session, self._settings, self._retired = None, None, []
+        for session in sessions:
             await session.close()
 
     @property
@@ -235,23 +238,45 @@ class BankConnectAsyncHook:
         :raises ValueError: names the connection and the field.
         """
         if self._settings is None:
-            connection = await get_async_connection(self.bankconnect_conn_id)
-            settings = _parse(self.bankconnect_conn_id, connection, await get_async_extra_dejson(connection))
-            for key in settings.headers.values():
-                # In a thread: on the event loop its call to the supervisor may be refused as a deadlock.
-                await asyncio.to_thread(mask_secret, key)
-            context = await asyncio.to_thread(_ssl_context, self.bankconnect_conn_id, settings)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=settings.max_concurrency, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=context
-                ),
-                headers={**_HEADERS, **settings.headers},
-                timeout=aiohttp.ClientTimeout(total=settings.timeout),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=True,
-            )
-            self._settings = settings
-        return self._settings
+            async with self._opening:
+                if self._settings is None:
+                    await self._open(await self._read())
+        return self._settings  # type: ignore[return-value]
+
+    async def renew(self, used: ConnectionSettings) -> ConnectionSettings:
+        """Read the connection anew, and open another session if it no longer says what ``used`` says.
+
+        Requests in flight keep the session that they began with.
+        """
+        async with self._opening:
+            if self._settings == used:
+                settings = await self._read()
+                if settings != used:
+                    if self._session is not None:
+                        self._retired.append(self._session)
+                    await self._open(settings)
+        return self._settings or used
+
+    async def _read(self) -> ConnectionSettings:
+        connection = await get_async_connection(self.bankconnect_conn_id)
+        settings = _parse(self.bankconnect_conn_id, connection, await get_async_extra_dejson(connection))
+        for key in settings.headers.values():
+            # In a thread: on the event loop its call to the supervisor may be refused as a deadlock.
+            await asyncio.to_thread(mask_secret, key)
+        return settings
+
+    async def _open(self, settings: ConnectionSettings) -> None:
+        context = await asyncio.to_thread(_ssl_context, self.bankconnect_conn_id, settings)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=settings.max_concurrency, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=context
+            ),
+            headers={**_HEADERS, **settings.headers},
+            timeout=aiohttp.ClientTimeout(total=settings.timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+        )
+        self._settings = settings
 
     async def get_webhook_payloads(self, link_id: str) -> list[api.WebhookPayload]:
         """Get all webhook payloads of a link, newest first."""

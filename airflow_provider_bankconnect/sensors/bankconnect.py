@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
@@ -57,8 +57,10 @@ class _Wait:
 
     hook: BankConnectHook
     streak: Streak
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: datetime
+    is_new: bool
     not_before: datetime = field(default_factory=lambda: datetime.now(UTC))
+    hold_until: datetime = field(default_factory=lambda: datetime.now(UTC))
     looks: int = 0
     seen: str = "no answer yet"
 
@@ -87,47 +89,59 @@ class _BankConnectSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Look until the gate opens, or look once and defer."""
         with BankConnectHook(self.bankconnect_conn_id, max_retries=0) as hook:
-            self._wait = _Wait(hook, Streak(self.log))
+            self._wait = self._begin(hook, context)
             return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Look once."""
         on_failed = check_on_failed(self.on_failed)
         gate = self._gate()
-        wait = self._wait = self._wait or _Wait(
-            BankConnectHook(self.bankconnect_conn_id, max_retries=0), Streak(self.log)
-        )
-        deadline = self._deadline(context, wait)
+        if self._wait is None:
+            self._wait = self._begin(BankConnectHook(self.bankconnect_conn_id, max_retries=0), context)
+        wait = self._wait
+        deadline = wait.started + timedelta(seconds=self.timeout)
         if datetime.now(UTC) >= wait.not_before and (verdict := self._look(gate, wait)):
             wait.seen = in_short(gate, verdict)
             if verdict.ends_wait(on_failed):
                 rows: Rows = [row.as_dict() for row in verdict.rows]
-                return PokeReturnValue(is_done=True, xcom_value=self._conclude(verdict.state, rows, verdict.because))
+                self._conclude(verdict.state, rows, verdict.because, started=wait.started, looks=wait.looks)
+                return PokeReturnValue(is_done=True, xcom_value=rows)
         now = datetime.now(UTC)
         if now >= deadline:
-            raise AirflowSensorTimeout(self._timed_out(wait.streak.tell(wait.seen)))
+            self._time_out(wait.streak.tell(wait.seen), started=wait.started, looks=wait.looks)
         if self.deferrable:
             next_look = now + timedelta(seconds=max(self.poke_interval, MIN_INTERVAL))
             trigger = self._trigger(
                 bankconnect_conn_id=self.bankconnect_conn_id,
                 deadline=deadline,
-                next_look=max(wait.not_before, next_look),
+                next_look=max(wait.hold_until, next_look),
+                not_before=wait.not_before,
                 poke_interval=self.poke_interval,
                 exponential_backoff=self.exponential_backoff,
                 max_wait=self.max_wait.total_seconds() if isinstance(self.max_wait, timedelta) else self.max_wait,
                 on_failed=on_failed,
                 silent_fail=self.silent_fail,
             )
-            self.defer(trigger=trigger, method_name="execute_complete", timeout=deadline - now + _BACKSTOP)
+            self.defer(
+                trigger=trigger,
+                method_name="execute_complete",
+                kwargs={"started": wait.started.isoformat()},
+                timeout=deadline - now + _BACKSTOP,
+            )
         return False
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Rows:  # noqa: ARG002
+    def execute_complete(
+        self,
+        context: Context,  # noqa: ARG002 - Airflow's
+        event: dict[str, Any] | None = None,
+        started: str | None = None,
+    ) -> Rows:
         """End the deferred wait as the same verdict would have ended it on the worker.
 
         :raises BankConnectWaitError: the event is None or says what no trigger of ours says.
         """
         try:
-            return self._read_event(event)
+            return self._read_event(event, datetime.fromisoformat(started) if started else datetime.now(UTC))
         except AirflowSkipException:
             raise
         # The same two rules that Airflow's own execute() applies to a poke; resume_execution() has others, and they
@@ -172,57 +186,67 @@ class _BankConnectSensor(BaseSensorOperator):
         except api.BankConnectNotFoundError as error:
             verdict = Verdict("pending", (), str(error))
         except api.BankConnectError as error:
-            if is_final(error, first_look=wait.looks == 1) and not self.silent_fail:
+            if is_final(error, first_look=wait.is_new and wait.looks == 1) and not self.silent_fail:
                 raise
-            hold = max(wait.streak.add(error), MIN_INTERVAL)
-            wait.not_before = datetime.now(UTC) + timedelta(seconds=min(hold, 1e9))
+            pause = wait.streak.add(error)
+            wait.not_before = datetime.now(UTC) + timedelta(seconds=pause.asked)
+            wait.hold_until = datetime.now(UTC) + timedelta(seconds=max(pause.asked, pause.own))
             return None
         wait.streak.end()
         return verdict
 
-    def _deadline(self, context: Context, wait: _Wait) -> datetime:
-        started = wait.started
-        if self.reschedule and not self.deferrable:
-            started = context["ti"].get_first_reschedule_date(context) or started
-        return started + timedelta(seconds=self.timeout)
+    def _begin(self, hook: BankConnectHook, context: Context) -> _Wait:
+        rescheduled = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
+        return _Wait(hook, Streak(self.log), started=rescheduled or datetime.now(UTC), is_new=rescheduled is None)
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
     ) -> float:
         """Hold back as long as the vendor asks; but not beyond the deadline, where the wait ends."""
         interval = float(super()._get_next_poke_interval(started_at, run_duration, poke_count))
-        hold = (self._wait.not_before - datetime.now(UTC)).total_seconds() if self._wait else 0.0
+        hold = (self._wait.hold_until - datetime.now(UTC)).total_seconds() if self._wait else 0.0
         return max(MIN_INTERVAL, min(max(interval, hold), self.timeout - run_duration()))
 
-    def _conclude(self, state: str, rows: Rows, because: str) -> Rows:
-        if state == "failed" and self.on_failed == "fail":
-            raise AirflowFailException(f"BankConnect says failed: {because}")
-        if state == "failed" and self.on_failed == "skip":
-            raise AirflowSkipException(f"BankConnect says failed: {because}")
-        self.log.info("The gate opens: %s", because)
-        return rows
-
-    def _read_event(self, event: dict[str, Any] | None) -> Rows:
+    def _read_event(self, event: dict[str, Any] | None, started: datetime) -> Rows:
         check_on_failed(self.on_failed)
+        looks = 1 + int(event.get("looks", 0)) if isinstance(event, dict) else 1
+        ends = {"passed"} if self.on_failed == "wait" else {"passed", "failed"}
         match event:
-            case {"status": "passed", "rows": [_, *_] as rows, "because": str(because)}:
-                return self._conclude("passed", rows, because)
-            case {"status": "failed", "rows": [_, *_] as rows, "because": str(because)} if self.on_failed != "wait":
-                return self._conclude("failed", rows, because)
+            case {"status": str(state), "rows": [_, *_] as found, "because": str(because)} if state in ends:
+                rows: Rows = list(found)
+                self._conclude(state, rows, because, started=started, looks=looks)
+                return rows
             case {"status": "timeout", "because": str(because)}:
-                raise AirflowSensorTimeout(self._timed_out(because))
+                self._time_out(because, started=started, looks=looks)
             case {"status": "error", "error": str(name), "because": str(because)}:
                 kind: Any = getattr(api, name, None)
                 known = isinstance(kind, type) and issubclass(kind, api.BankConnectError)
                 raise (kind if known else BankConnectWaitError)(because)
-        raise BankConnectWaitError(
-            f"The deferred wait came back with an event that no trigger of ours sends (status {event.get('status')!r})"
-            if isinstance(event, dict)
-            else f"The deferred wait came back without an event ({type(event).__name__})"
+        said = f"status {event.get('status')!r}" if isinstance(event, dict) else type(event).__name__
+        raise BankConnectWaitError(f"The deferred wait came back with an event that no trigger of ours sends: {said}")
+
+    def _conclude(self, state: str, rows: Rows, because: str, *, started: datetime, looks: int) -> None:
+        """Say how the wait has ended, and raise where a failed verdict does not open the gate."""
+        by = ", ".join(
+            " ".join(filter(None, (row["statement_id"] or "an attempt", row["progress"], row["date_time"])))
+            for row in rows
+        )
+        self.log.info("%s: %s: %s", self._waited(started, looks), because, by)
+        if state == "failed" and self.on_failed == "fail":
+            raise AirflowFailException(f"BankConnect says failed: {because}")
+        if state == "failed" and self.on_failed == "skip":
+            raise AirflowSkipException(f"BankConnect says failed: {because}")
+
+    def _time_out(self, seen: str, *, started: datetime, looks: int) -> NoReturn:
+        raise AirflowSensorTimeout(
+            f"{self._waited(started, looks)}, and timed out after {timedelta(seconds=self.timeout)}. Seen last: {seen}"
         )
 
-    def _timed_out(self, seen: str) -> str:
-        return f"Timed out after {timedelta(seconds=self.timeout)} of waiting for {self._gate()}. Seen last: {seen}"
+    def _waited(self, started: datetime, looks: int) -> str:
+        waited = timedelta(seconds=round((datetime.now(UTC) - started).total_seconds()))
+        # In reschedule mode each look is a process of its own, and knows of no other.
+        times = "" if self.reschedule and not self.deferrable else f", looked {looks} time{'' if looks == 1 else 's'}"
+        return f"Waited {waited} for {self._gate()}{times}"
 
 
 class BankConnectWebhookPayloadSensor(_BankConnectSensor):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -20,10 +22,11 @@ from airflow_provider_bankconnect.gate import (
     Verdict,
     check_on_failed,
 )
-from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook, BankConnectHook
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.triggers.poller import SHARED_SECONDS, Poller, shared_poller
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
     from typing import NotRequired, Protocol, Required, Unpack
 
     class Logger(Protocol):
@@ -37,6 +40,11 @@ if TYPE_CHECKING:
 
 
 MIN_INTERVAL: Final = 1.0
+# The look at the deadline may take so long; Airflow's own timeout stands two minutes behind ours.
+_LAST_LOOK_SECONDS: Final = 60.0
+_SPREAD_SECONDS: Final = 60.0
+# So many rows are judged in a thread: the loop belongs to all waits.
+_OFF_LOOP_ROWS: Final = 500
 
 
 class WaitEvent(TypedDict, total=False):
@@ -59,6 +67,7 @@ class Pace(TypedDict):
     :param bankconnect_conn_id: the connection with both keys.
     :param deadline: when the wait ends; aware, or ISO 8601 text. Absolute: a restarted triggerer keeps it.
     :param next_look: when to look first; now when it is left out.
+    :param not_before: the vendor has asked not to be asked before then.
     :param poke_interval: seconds between two looks; never under one.
     :param exponential_backoff: double the time between two looks each time.
     :param max_wait: the most seconds between two looks.
@@ -69,11 +78,19 @@ class Pace(TypedDict):
     deadline: datetime | str
     bankconnect_conn_id: NotRequired[str]
     next_look: NotRequired[datetime | str | None]
+    not_before: NotRequired[datetime | str | None]
     poke_interval: NotRequired[float]
     exponential_backoff: NotRequired[bool]
     max_wait: NotRequired[float | None]
     on_failed: NotRequired[OnFailed]
     silent_fail: NotRequired[bool]
+
+
+class Pause(NamedTuple):
+    """Seconds to hold back: what the vendor ``asked`` for binds even the last look, our ``own`` back-off does not."""
+
+    asked: float
+    own: float
 
 
 class Streak:
@@ -84,14 +101,17 @@ class Streak:
         self.count = 0
         self.last = ""
 
-    def add(self, error: Exception) -> float:
-        """Count an error, and say how many seconds to hold back at least."""
+    def add(self, error: Exception) -> Pause:
+        """Count an error, and say how long to hold back."""
         self.count += 1
         self.last = f"{type(error).__name__}: {error}"
         if self.count == 1:
             self._log.warning("The wait goes on after an error: %s", self.last)
-        asked = error.retry_after if isinstance(error, api.BankConnectTransientError) else None
-        return api.backoff(self.count, jitter=random.random(), retry_after=asked)  # noqa: S311 - no secret hangs on it
+        asked = error.retry_after or 0.0 if isinstance(error, api.BankConnectTransientError) else 0.0
+        return Pause(
+            asked=max(asked, MIN_INTERVAL),
+            own=api.backoff(self.count, jitter=random.random(), retry_after=asked),  # noqa: S311 - no secret hangs on it
+        )
 
     def end(self) -> None:
         """Note that an answer could be read."""
@@ -111,6 +131,17 @@ def is_final(error: Exception, *, first_look: bool) -> bool:
     )
 
 
+@dataclass
+class _State:
+    """How far a wait has come since the triggerer took it up."""
+
+    streak: Streak
+    not_before: datetime
+    next_look: datetime
+    looks: int = 0
+    seen: str = "no answer yet"
+
+
 class _BankConnectTrigger(BaseTrigger):
     """Looks at a ledger until the verdict is there, the deadline has come, or looking on makes no sense.
 
@@ -124,6 +155,7 @@ class _BankConnectTrigger(BaseTrigger):
         self.bankconnect_conn_id = pace.get("bankconnect_conn_id", BankConnectHook.default_conn_name)
         self.deadline = _moment(pace["deadline"])
         self.next_look = _moment(pace.get("next_look") or datetime.now(UTC))
+        self.not_before = _moment(pace.get("not_before") or datetime.min.replace(tzinfo=UTC))
         self.poke_interval = pace.get("poke_interval", 60.0)
         self.exponential_backoff = pace.get("exponential_backoff", False)
         self.max_wait = pace.get("max_wait")
@@ -137,6 +169,7 @@ class _BankConnectTrigger(BaseTrigger):
             "bankconnect_conn_id": self.bankconnect_conn_id,
             "deadline": self.deadline.isoformat(),
             "next_look": self.next_look.isoformat(),
+            "not_before": self.not_before.isoformat(),
             "poke_interval": self.poke_interval,
             "exponential_backoff": self.exponential_backoff,
             "max_wait": self.max_wait,
@@ -160,46 +193,66 @@ class _BankConnectTrigger(BaseTrigger):
 
     async def _wait(self) -> WaitEvent:
         self.log.info("Waiting for %s until %s", self.gate, self.deadline.isoformat(timespec="seconds"))
-        streak, seen, looks = Streak(self.log), "no look yet", 0
-        not_before = next_look = self.next_look
-        async with BankConnectAsyncHook(self.bankconnect_conn_id) as hook:
-            while True:
-                await _sleep_until(min(next_look, self.deadline))
-                last = datetime.now(UTC) >= self.deadline
-                # One last look at the deadline, unless the vendor has asked not to be asked so soon.
-                if not last or not_before <= datetime.now(UTC):
-                    looks += 1
-                    hold = 0.0
-                    try:
-                        verdict = await self._look(hook)
-                    except Exception as error:
-                        if not isinstance(error, api.BankConnectError) and hook.connected:
-                            raise
-                        if is_final(error, first_look=False) and not self.silent_fail:
-                            return WaitEvent(
-                                status="error", error=type(error).__name__, because=str(error), looks=looks
-                            )
-                        hold = streak.add(error)
-                    else:
-                        streak.end()
-                        seen = in_short(self.gate, verdict)
-                        if verdict.ends_wait(self.on_failed):
-                            rows = [row.as_dict() for row in verdict.rows]
-                            status: Literal["passed", "failed"] = "passed" if verdict.state == "passed" else "failed"
-                            return WaitEvent(status=status, rows=rows, because=seen, looks=looks)
-                    not_before = datetime.now(UTC) + timedelta(seconds=min(max(hold, MIN_INTERVAL), 1e9))
-                    next_look = max(not_before, datetime.now(UTC) + timedelta(seconds=self._interval(looks)))
-                if last:
-                    return WaitEvent(status="timeout", because=streak.tell(seen), looks=looks)
+        state = _State(Streak(self.log), self.not_before, self._first_look())
+        async with shared_poller(self.bankconnect_conn_id) as poller:
+            while (now := datetime.now(UTC)) < self.deadline:
+                try:
+                    async with asyncio.timeout((self.deadline - now).total_seconds()):
+                        await _sleep_until(state.next_look)
+                        event = await self._look(poller, state)
+                except TimeoutError:
+                    break
+                if event is not None:
+                    return event
+            # One last look, unless the vendor has asked not to be asked so soon.
+            if state.not_before <= datetime.now(UTC) and not poller.held:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                        event = await self._look(poller, state)
+                        if event is not None:
+                            return event
+        return WaitEvent(status="timeout", because=state.streak.tell(state.seen), looks=state.looks)
 
-    async def _look(self, hook: BankConnectAsyncHook) -> Verdict:
-        settings = await hook.connect()
+    async def _look(self, poller: Poller, state: _State) -> WaitEvent | None:
+        """Look once; None to go on waiting."""
+        state.looks += 1
+        pause = Pause(MIN_INTERVAL, 0.0)
         try:
-            rows: Iterable[Any] = await hook.run(self.gate.ask(settings.timezone))
+            verdict = await self._judge(poller)
+        except Exception as error:
+            if not isinstance(error, api.BankConnectError) and poller.connected:
+                raise
+            if is_final(error, first_look=False) and not self.silent_fail:
+                return WaitEvent(status="error", error=type(error).__name__, because=str(error), looks=state.looks)
+            pause = state.streak.add(error)
+        else:
+            state.streak.end()
+            state.seen = in_short(self.gate, verdict)
+            if verdict.ends_wait(self.on_failed):
+                rows = [row.as_dict() for row in verdict.rows]
+                status: Literal["passed", "failed"] = "passed" if verdict.state == "passed" else "failed"
+                return WaitEvent(status=status, rows=rows, because=verdict.because, looks=state.looks)
+        now = datetime.now(UTC)
+        state.not_before = now + timedelta(seconds=pause.asked)
+        state.next_look = now + timedelta(seconds=max(pause.asked, pause.own, self._interval(state.looks)))
+        return None
+
+    async def _judge(self, poller: Poller) -> Verdict:
+        try:
+            rows = await poller.ask(self.gate, max_age=min(self.poke_interval / 2, SHARED_SECONDS))
         except api.BankConnectNotFoundError as error:
             return Verdict("pending", (), str(error))
         now = datetime.now(UTC)
+        if len(rows) < _OFF_LOOP_ROWS:
+            return self.gate.judge(rows, now)
         return await asyncio.to_thread(self.gate.judge, rows, now)
+
+    def _first_look(self) -> datetime:
+        """Keep to ``next_look``; but after a restart, when it is long over for all waits, spread them."""
+        overdue = (datetime.now(UTC) - self.next_look).total_seconds()
+        if overdue <= MIN_INTERVAL:
+            return self.next_look
+        return datetime.now(UTC) + timedelta(seconds=random.random() * min(self.poke_interval, _SPREAD_SECONDS))  # noqa: S311
 
     def _interval(self, looks: int) -> float:
         """Seconds between two looks; with ``exponential_backoff`` doubled each time, with jitter, as Airflow does."""

@@ -1,0 +1,166 @@
+"""The shared wire of all waits: one session for each event loop and connection.
+
+Ten thousand waits ask through one poller. It keeps connections open between polls, lets few polls at a time through,
+answers equal ones together, and holds all of them back when BankConnect asks for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
+
+from airflow.providers.common.compat.sdk import Stats
+
+from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from airflow_provider_bankconnect.gate import Gate
+
+Rows: TypeAlias = Sequence[Any]
+
+# An answer this fresh serves the next that asks the same.
+SHARED_SECONDS: Final = 1.0
+# One bad answer is one wait's; so many in a row, none good among them, are everybody's.
+_STREAK: Final = 3
+# Those that were held back come back over this time, not in the same instant.
+_RETURN_SECONDS: Final = 2.0
+
+_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
+
+
+class Poller:
+    """Asks BankConnect for all waits of one event loop on one connection. Get one with :func:`shared_poller`."""
+
+    def __init__(self, bankconnect_conn_id: str) -> None:
+        self.waits = 0
+        self._hook = BankConnectAsyncHook(bankconnect_conn_id)
+        self._loop = asyncio.get_running_loop()
+        self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
+        self._answered: dict[tuple[str, ...], float] = {}
+        self._slots: asyncio.Semaphore | None = None
+        self._resume_at = 0.0
+        self._streak = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection could be read: before that, anything may go wrong and be mended."""
+        return self._hook.connected
+
+    @property
+    def held(self) -> bool:
+        """Whether polls are held back now."""
+        return self._loop.time() < self._resume_at
+
+    async def ask(self, gate: Gate, *, max_age: float = SHARED_SECONDS) -> Rows:
+        """Get the rows of a gate's ledger: from an equal poll in flight or just answered, else from BankConnect.
+
+        A caller that is cancelled cancels no poll: others may wait for it.
+
+        :param max_age: how many seconds old an answer may be.
+        :raises Exception: what the poll raised; a :class:`~airflow_provider_bankconnect.api.BankConnectError`, or what
+            reading the connection raised.
+        """
+        key = gate.ledger
+        poll = self._polls.get(key)
+        if poll is None or self._loop.time() - self._answered.get(key, self._loop.time()) > max_age:
+            poll = self._polls[key] = self._loop.create_task(self._poll(gate))
+            self._answered.pop(key, None)
+            poll.add_done_callback(lambda done: self._note_answer(key, done))
+        outcome = await asyncio.shield(poll)
+        if isinstance(outcome, Exception):
+            # The same error goes to many: each adds its own frames to it.
+            raise outcome.with_traceback(None)
+        return outcome
+
+    async def close(self) -> None:
+        """End what is still in flight, and close the session."""
+        polls = [poll for poll in self._polls.values() if not poll.done()]
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+        await self._hook.close()
+
+    def _note_answer(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
+        self._answered[key] = self._loop.time()
+        self._loop.call_later(SHARED_SECONDS, self._forget, key, poll)
+
+    def _forget(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
+        if self._polls.get(key) is poll:
+            del self._polls[key]
+            self._answered.pop(key, None)
+
+    async def _poll(self, gate: Gate) -> Rows | Exception:
+        try:
+            settings = await self._hook.connect()
+            self._slots = self._slots or asyncio.Semaphore(settings.max_concurrency)
+            while True:
+                await self._hold_back()
+                async with self._slots:
+                    # The word to hold back may have come while this one queued.
+                    if not self.held:
+                        return await self._send(gate)
+        except Exception as error:  # noqa: BLE001 - handed to everyone who asked
+            Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
+            return error
+
+    async def _send(self, gate: Gate) -> Rows:
+        started = self._loop.time()
+        Stats.incr("bankconnect.polls")
+        settings = await self._hook.connect()
+        try:
+            try:
+                rows: Rows = await self._hook.run(gate.ask(settings.timezone))
+            except api.BankConnectAuthError:
+                # The keys may have been rotated while the waits went on.
+                renewed = await self._hook.renew(settings)
+                if renewed == settings:
+                    raise
+                rows = await self._hook.run(gate.ask(renewed.timezone))
+        except api.BankConnectTransientError as error:
+            # Those that were in flight together fail together: that is one failure, not many.
+            if started >= self._resume_at:
+                self._streak += 1
+                self._hold(error.retry_after)
+            raise
+        self._streak = 0
+        return rows
+
+    def _hold(self, retry_after: float | None) -> None:
+        failures = self._streak - _STREAK + 1
+        if retry_after is None and failures < 1:
+            return
+        pause = api.backoff(max(failures, 1), jitter=random.random(), retry_after=retry_after)  # noqa: S311 - no secret
+        self._resume_at = max(self._resume_at, self._loop.time() + pause)
+
+    async def _hold_back(self) -> None:
+        while self.held:
+            jitter = random.random() * _RETURN_SECONDS  # noqa: S311 - no secret hangs on it
+            await asyncio.sleep(self._resume_at - self._loop.time() + jitter)
+
+
+@asynccontextmanager
+async def shared_poller(bankconnect_conn_id: str) -> AsyncIterator[Poller]:
+    """Lend the running loop's poller of a connection: made for the first wait, closed after the last.
+
+    Bound to the loop, not the process: ``airflow dags test`` gives each trigger a loop of its own.
+    """
+    pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
+    poller = pollers.get(bankconnect_conn_id)
+    if poller is None:
+        poller = pollers[bankconnect_conn_id] = Poller(bankconnect_conn_id)
+    poller.waits += 1
+    try:
+        yield poller
+    finally:
+        poller.waits -= 1
+        if not poller.waits:
+            if pollers.get(bankconnect_conn_id) is poller:
+                del pollers[bankconnect_conn_id]
+            await poller.close()
