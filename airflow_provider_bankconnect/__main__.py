@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.explain import explain
 from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
 
 if TYPE_CHECKING:
+    from airflow_provider_bankconnect.explain import Elsewhere
     from airflow_provider_bankconnect.gate import Gate
+    from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+
+# Where a history is silent, so many of the link's entities are asked for their progress, and the small way.
+_MOST_ENTITIES: Final = 10
+_SMALL_ANALYSIS: Final = "accounts"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,8 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     try:
         sys.stdout.write(_ask(options.conn, gate) + "\n")
-    except Exception as error:  # noqa: BLE001 - a person reads it: what was wrong, and no traceback
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    except Exception as error:  # noqa: BLE001 - a person reads it: what was wrong, in one line and without traceback
+        sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
         return 1
     return 0
 
@@ -36,24 +42,55 @@ def _ask(conn_id: str, gate: Gate) -> str:
     from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook  # noqa: PLC0415
 
     with BankConnectHook(conn_id) as hook:
+        said = ""
         try:
             rows: list[Any] = hook.run(gate.ask(hook.settings.timezone))
-            return explain(gate, rows, datetime.now(UTC))
         except api.BankConnectNotFoundError as error:
-            return f"{explain(gate, [], datetime.now(UTC))}\nBankConnect said: {error}"
+            rows, said = [], f"\nBankConnect said: {error}"
+        elsewhere = None
+        if isinstance(gate, HistoryGate) and not rows:
+            try:
+                elsewhere = _ask_elsewhere(hook, gate.expectation.link_id or "")
+            except api.BankConnectNotFoundError:
+                said += (
+                    "\nIt gives the same answer to the list of the link's entities: is the path in the connection's "
+                    f"host right ({hook.settings.base_url})?"
+                )
+            except api.BankConnectError as error:
+                said += f"\nThe link's entities could not be asked: {error}"
+        return explain(gate, rows, datetime.now(UTC), elsewhere) + said
+
+
+def _ask_elsewhere(hook: BankConnectHook, link_id: str) -> Elsewhere:
+    """Ask what the link's entities have under way: a history may leave out what sent no webhook."""
+    return {
+        entity_id: hook.get_progress(entity_id, _SMALL_ANALYSIS)
+        for entity_id in hook.get_entities(link_id)[:_MOST_ENTITIES]
+    }
 
 
 def _gate(options: argparse.Namespace) -> Gate:
+    history_only = {"--since": options.since, "--failure-grace": options.failure_grace}
+    if options.link is None:
+        if options.entity is None:
+            raise ValueError("give --link, or --entity, or both")
+        for name, value in history_only.items():
+            if value is not None:
+                raise ValueError(f"{name} goes with --link: progress has no times")
+    elif options.analysis is not None:
+        raise ValueError("--analysis goes with --entity alone: the payload history of a link knows no analyses")
+    grace = {} if options.failure_grace is None else {"failure_grace": options.failure_grace * 60}
     expectation = Expectation.parse(
         link_id=options.link,
         entity_id=options.entity,
         statement_id=options.statement,
         since=options.since,
         expected_statements=options.expected_statements,
+        **grace,
     )
     if options.link is not None:
         return HistoryGate(expectation)
-    return ProgressGate(expectation, options.analysis)
+    return ProgressGate(expectation, options.analysis or "transactions")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,10 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "explain",
-        help="ask BankConnect now, and say what a gate would say, and why",
-        description="Asks BankConnect now, and says what a gate would say, and why. With --link it reads the link's "
+        help="ask BankConnect now, and say what a sensor would do, and why",
+        description="Asks BankConnect now, and says what a sensor would do, and why. With --link it reads the link's "
         "payload history, as BankConnectWebhookPayloadSensor does; with --entity alone the entity's progress, as "
         "BankConnectProgressSensor does. Give the arguments of the sensor that puzzles you.",
+        epilog="Exit code: 0 when BankConnect could be asked, whatever it said; 1 when not; 2 for wrong arguments.",
     )
     command.add_argument("--conn", default="bankconnect_default", metavar="ID", help="Airflow connection [%(default)s]")
     command.add_argument("--link", metavar="L", help="link_id")
@@ -74,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--statement", metavar="S", action="append", help="statement_id; give it again for several")
     command.add_argument("--since", metavar="TIME", help="ISO 8601, naive meaning UTC; older rows do not count")
     command.add_argument("--expected-statements", metavar="N", default="1", help="[%(default)s]")
-    command.add_argument("--analysis", default="transactions", help="whose progress [%(default)s]")
+    command.add_argument("--failure-grace", metavar="MINUTES", type=float, help="failure_grace, in minutes [30]")
+    command.add_argument("--analysis", metavar="NAME", help="whose progress [transactions]")
     return parser
 
 

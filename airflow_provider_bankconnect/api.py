@@ -122,7 +122,7 @@ class WebhookMode(IntEnum):
 
         :raises ValueError: for anything else; names ``webhook_mode`` and the allowed values.
         """
-        text = str(value.value if isinstance(value, cls) else value).strip()
+        text = str(value).strip()
         name = text.rpartition(".")[2].upper()
         for mode in cls:
             if not isinstance(value, bool) and (name == mode.name or text == str(mode.value)):

@@ -2,115 +2,277 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from airflow_provider_bankconnect.api import BankConnectTimezoneError, StatementProgress, WebhookPayload
 from airflow_provider_bankconnect.gate import (
     HistoryGate,
     Row,
+    Verdict,
     newest_of_each_statement,
     why_out_of_sight,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from airflow_provider_bankconnect.gate import Gate, ProgressGate, Verdict
+    from airflow_provider_bankconnect.gate import Gate, ProgressGate
 
-_NO_ROW: Final = (
-    "is the webhook endpoint registered, with a webhook_mode that covers manual (PDF) uploads if there are any "
-    "(every update that leaves it out resets it); is the link spelt as the SDK spelt it; has the customer begun"
+    # What a link's entities have under way, where its history is silent.
+    Elsewhere: TypeAlias = Mapping[str, Sequence[StatementProgress]]
+
+_OVER: Final = {"completed", "failed"}
+_OLD: Final = timedelta(days=1)
+_BEGUN: Final = "is the link spelt as the SDK was given it, and has the customer begun"
+_REGISTERED: Final = (
+    "is the webhook endpoint registered, with webhook_mode 1 if customers upload PDFs "
+    "(an update that leaves the mode out resets it to 0, and PDFs may never get a row)"
 )
-_NO_STATEMENT: Final = (
-    "has the customer uploaded anything: a failed login never shows here, only in the link's payload history"
+_SINCE: Final = "is since right, and is the connection's timezone that of BankConnect's times"
+_UPLOADED: Final = (
+    "is the entity_id right, and has the customer uploaded anything "
+    "(a failed login never shows here, only among the link's webhook payloads)"
 )
-_MEANINGS: Final = {
-    "pending": "goes on waiting, whatever on_failed says",
-    "passed": "opens, whatever on_failed says",
-    "failed": (
-        'fails its task, without retries (on_failed="fail"), is skipped ("skip"), goes on waiting ("wait"), '
-        'or opens with the failed rows among the result ("pass")'
-    ),
-}
+_HEADINGS: Final = {"passed": "OPEN", "pending": "STILL WAITING", "failed": "FAILED"}
+_ON_FAILED: Final = (
+    '  "fail"  the task fails, and is not retried (the default)',
+    '  "skip"  the task is skipped',
+    '  "wait"  the sensor goes on waiting',
+    '  "pass"  the sensor opens, and gives the failed rows along with the others',
+)
 
 
 def in_short(gate: Gate, verdict: Verdict) -> str:
     """Say in one line what is there and, where nothing is, what to check."""
-    if verdict.rows or verdict.state != "pending":
-        return verdict.because
-    check = _NO_ROW if isinstance(gate, HistoryGate) else _NO_STATEMENT
-    return f"{verdict.because} (to check: {check})"
+    if verdict.state == "pending" and not verdict.rows:
+        return f"{verdict.because} (to check: {'; '.join(_checks(gate))})"
+    if _is_spread(gate, verdict):
+        return f"{verdict.because} by any one entity (those of several are never added up: is entity_id needed)"
+    return verdict.because
 
 
-def explain(gate: Gate, rows: Sequence[WebhookPayload | StatementProgress], now: datetime) -> str:
+def explain(
+    gate: Gate,
+    rows: Sequence[WebhookPayload | StatementProgress],
+    now: datetime,
+    elsewhere: Elsewhere | None = None,
+) -> str:
     """Say which rule counted or dropped each row that a ledger gave, and what comes of it.
 
     :param now: aware; the time of the verdict.
+    :param elsewhere: the progress of each of the link's entities, for a history without a row; None: not asked.
     """
     if isinstance(gate, HistoryGate):
-        return _explain_history(gate, [row for row in rows if isinstance(row, WebhookPayload)], now)
+        return _explain_history(gate, [row for row in rows if isinstance(row, WebhookPayload)], now, elsewhere)
     return _explain_progress(gate, [item for item in rows if isinstance(item, StatementProgress)], now)
 
 
-def _explain_history(gate: HistoryGate, rows: Sequence[WebhookPayload], now: datetime) -> str:
-    seen = [row for row in rows if why_out_of_sight(gate.expectation, row) is None]
-    current = set(newest_of_each_statement(set(seen)))
-    lines = [
-        _line(Row.of_payload(row), _history_remark(gate, row, is_current=row in current))
-        for row in sorted(rows, key=lambda row: row.date_time, reverse=True)
-    ]
+def _explain_history(
+    gate: HistoryGate, rows: Sequence[WebhookPayload], now: datetime, elsewhere: Elsewhere | None
+) -> str:
     try:
         verdict = gate.judge(rows, now)
     except BankConnectTimezoneError as error:
-        return _page(str(gate), "error", str(error), lines, ["is the connection's timezone that of the vendor"])
-    dropped = len(rows) - len(seen)
-    hints = []
-    if not verdict.rows:
-        hints = (
-            [_NO_ROW]
-            if not rows
-            else [f"all {len(rows)} rows are out of sight: are link_id, entity_id and since right"]
+        zone = next(row.date_time.tzname() for row in rows)
+        return _page(
+            f"ERROR: {gate}: {error}.",
+            _history_table(gate, rows, None),
+            ["The sensor ends with this error, whatever on_failed and soft_fail say."],
+            [f"do the times above look right? They were read as {zone}, as the connection's timezone says"],
         )
-    elif verdict.state == "pending" and dropped:
-        hints = [f"{dropped} of {len(rows)} rows are out of sight: are entity_id, statement_id and since right"]
-    return _page(str(gate), verdict.state, verdict.because, lines, hints)
+    wanted = gate.expectation
+    because = verdict.because if verdict.rows else "no row that counts" if rows else "no row at all"
+    hints: list[str] = []
+    if not rows:
+        hints = _silent(elsewhere)
+    elif verdict.state == "pending" and (dropped := sum(why_out_of_sight(wanted, row) is not None for row in rows)):
+        given = {"entity_id": wanted.entity_id, "statement_id": wanted.statement_id, "since": wanted.since}
+        names = " and ".join(name for name, value in given.items() if value is not None) or "link_id"
+        zone_too = ", and is the connection's timezone that of BankConnect's times" if wanted.since else ""
+        hints = [f"{dropped} of {len(rows)} rows do not count: is what was asked for right ({names}){zone_too}"]
+    elif verdict.state == "passed" and wanted.since is None and wanted.statement_id is None:
+        oldest = verdict.rows[-1].date_time or ""
+        if now - datetime.fromisoformat(oldest) > _OLD:
+            hints = [
+                f"is the row of {_time(oldest)} one that you wait for? Without since, rows of any age count: "
+                "a link that is used again opens at once on its last run's rows"
+            ]
+    if _is_spread(gate, verdict):
+        hints.append("statements of several entities are never added up: is entity_id needed, to say which is meant")
+    return _page(
+        f"{_HEADINGS[verdict.state]}: {gate}: {because}.",
+        _history_table(gate, rows, verdict),
+        [*_missing(gate, verdict), *_outcome(gate, verdict)],
+        hints,
+    )
 
 
 def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], now: datetime) -> str:
     verdict = gate.judge(items, now)
     wanted = gate.expectation.statement_id
-    lines = []
-    for item in items:
+    lines = ["Statements:"] if items else []
+    for item in sorted(items, key=lambda item: (item.statement_id, item.status or "", item.message or "")):
         status = (item.status or "").lower()
-        remark = f"counts as {status}" if status in {"completed", "failed"} else "still going"
+        remark = "counts" if status == "completed" else "it failed" if status == "failed" else "still going"
         if wanted is not None and item.statement_id not in wanted:
-            remark = "not in sight: of another statement"
-        lines.append(_line(Row.of_item(item, gate.expectation.entity_id), remark))
-    return _page(str(gate), verdict.state, verdict.because, lines, [] if verdict.rows else [_NO_STATEMENT])
+            remark = "does not count: of another statement"
+        lines.append(_line(status, item.statement_id, item.message or item.source or "", remark))
+    because = verdict.because if verdict.rows else "no statement that counts" if items else "no statement at all"
+    hints = [] if verdict.rows else [*_checks(gate)] if not items else ["is what was asked for right (statement_id)"]
+    return _page(
+        f"{_HEADINGS[verdict.state]}: {gate}: {because}.",
+        lines,
+        [*_missing(gate, verdict), *_outcome(gate, verdict)],
+        hints,
+    )
 
 
-def _history_remark(gate: HistoryGate, row: WebhookPayload, *, is_current: bool) -> str:
+def _history_table(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: Verdict | None) -> list[str]:
+    """List the rows of each entity, for statements are counted per entity."""
+    seen = {row for row in rows if why_out_of_sight(gate.expectation, row) is None}
+    current = set(newest_of_each_statement(seen))
+
+    def rank(row: WebhookPayload) -> tuple[datetime, bool, str, str, str]:
+        return (row.date_time, row in current, row.statement_id, row.progress, row.reason)
+
+    entities: dict[str, list[WebhookPayload]] = {}
+    # Twice, for ties: by name, then the newest first.
+    for row in sorted(sorted(rows, key=lambda row: row.entity_id), key=lambda row: row.date_time, reverse=True):
+        entities.setdefault(row.entity_id, []).append(row)
+    lines = []
+    for entity_id, its in entities.items():
+        lines.append(f"Entity {_plain(entity_id)}, newest first, times in UTC:")
+        told: set[WebhookPayload] = set()
+        for row in sorted(its, key=rank, reverse=True):
+            given = Row.of_payload(row)
+            if row in told and row.statement_id:
+                remark = "the same row again"
+            else:
+                remark = _history_remark(gate, row, verdict, is_current=row in current)
+            told.add(row)
+            when = f"{_time(given.date_time)}  "
+            lines.append(_line(given.progress, row.statement_id, row.reason, remark, when))
+    return lines
+
+
+def _history_remark(gate: HistoryGate, row: WebhookPayload, verdict: Verdict | None, *, is_current: bool) -> str:
     dropped = why_out_of_sight(gate.expectation, row)
     if dropped is not None:
-        return f"not in sight: {dropped}"
+        return f"does not count: {dropped}"
     if not row.statement_id:
-        return "a failed attempt, no statement: never counted"
+        return "does not count: a failed login is no statement"
     if not is_current:
-        return "superseded by a newer row of the same statement"
+        return "does not count: the same statement has a newer row"
     progress = row.progress.lower()
-    return f"counts as {progress}" if progress in {"completed", "failed"} else "still going"
+    if progress not in _OVER:
+        return "still going"
+    if verdict is not None and verdict.state == "passed":
+        if Row.of_payload(row) in verdict.rows:
+            return "counts"
+        if progress == "completed":
+            return f"another entity opens the gate, {_plain(verdict.rows[0].entity_id)}"
+        return "it failed, but enough others are completed"
+    return "counts" if progress == "completed" else "it failed"
 
 
-def _line(row: Row, remark: str) -> str:
-    when = f"{row.date_time}  " if row.date_time else ""
-    what = f"statement {row.statement_id}" if row.statement_id else "attempt"
-    said = f" ({row.reason})" if row.reason else ""
-    return f"  {when}{row.progress or 'null':<10}  {what} of entity {row.entity_id}{said}: {remark}"
+def _missing(gate: Gate, verdict: Verdict) -> list[str]:
+    """Say what has to come before the gate opens."""
+    if verdict.state != "pending":
+        return []
+    lines = []
+    # A failed statement is done in a snapshot; in a history the customer may upload another.
+    done = {"completed"} if isinstance(gate, HistoryGate) else _OVER
+    going = sorted({row.statement_id for row in verdict.rows if row.statement_id and row.progress not in _OVER})
+    if going:
+        lines.append(f"Missing: the end of {', '.join(map(_plain, going))}.")
+    if gate.expectation.statement_id is not None:
+        finished = {row.statement_id for row in verdict.rows if row.progress in done}
+        if absent := sorted({*gate.expectation.statement_id} - finished - {*going}):
+            lines.append(f"Missing: statement {', '.join(map(_plain, absent))}.")
+        return lines
+    left = gate.expectation.needed - max(_done_by_entity(verdict.rows, done).values(), default=0) - len(going)
+    if left > 0:
+        word = "more " if verdict.rows and left < gate.expectation.needed else ""
+        lines.append(f"Missing: {left} {word}completed statement{'' if left == 1 else 's'}.")
+    return lines
 
 
-def _page(what: str, state: str, because: str, lines: list[str], hints: list[str]) -> str:
-    page = [f"{state.upper()}: {what}: {because}", f"The gate {_MEANINGS.get(state, 'ends with an error')}."]
-    page += ["Rows, newest first:", *lines] if lines else ["There is no row at all."]
-    page += [f"To check: {hint}?" for hint in hints]
+def _outcome(gate: Gate, verdict: Verdict) -> list[str]:
+    """Say what the sensor does now, for each ``on_failed`` where that matters."""
+    if verdict.state == "passed":
+        return ["The sensor opens, whatever on_failed says."]
+    if verdict.state == "failed":
+        return ["What the sensor does now is for on_failed to say:", *_ON_FAILED]
+    lines = ["The sensor goes on waiting, whatever on_failed says."]
+    newest = verdict.rows[0] if verdict.rows else None
+    if newest and newest.date_time and newest.progress == "failed" and all(r.progress in _OVER for r in verdict.rows):
+        until = datetime.fromisoformat(newest.date_time) + gate.expectation.failure_grace
+        lines = [
+            f"The sensor goes on waiting until {_time(until.isoformat())} UTC. If nothing better has come by then, "
+            "it is for on_failed to say:",
+            *_ON_FAILED,
+        ]
+    return lines
+
+
+def _silent(elsewhere: Elsewhere | None) -> list[str]:
+    """Say why a history may have no row, as far as the link's entities tell."""
+    if elsewhere is None:
+        return [_BEGUN, _REGISTERED]
+    if not elsewhere:
+        return ["BankConnect knows no entity of this link: " + _BEGUN]
+    if not any(elsewhere.values()):
+        return ["BankConnect knows the link, but nothing has been uploaded yet: has the customer finished"]
+    hints = []
+    for entity_id, items in sorted(elsewhere.items()):
+        said = ", ".join(sorted(f"{_plain(item.statement_id)} ({_source(item)})" for item in items))
+        hints.append(f"entity {_plain(entity_id)} has {said}, and the link's history does not: {_REGISTERED}")
+    hints.append("BankConnectProgressSensor, which needs no webhook, sees these statements: would that do")
+    return hints
+
+
+def _source(item: StatementProgress) -> str:
+    return ", ".join(_plain(word) for word in (item.source, (item.status or "still going").lower()) if word)
+
+
+def _checks(gate: Gate) -> list[str]:
+    if not isinstance(gate, HistoryGate):
+        return [_UPLOADED]
+    return [*([_SINCE] if gate.expectation.since else []), _BEGUN, _REGISTERED]
+
+
+def _is_spread(gate: Gate, verdict: Verdict) -> bool:
+    """Whether only all entities together have as many statements as one of them should have."""
+    counts = _done_by_entity(verdict.rows, {"completed"}).values()
+    together = sum(counts) >= gate.expectation.needed > max(counts, default=0)
+    return isinstance(gate, HistoryGate) and verdict.state == "pending" and together
+
+
+def _done_by_entity(rows: Iterable[Row], done: set[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.entity_id] = counts.get(row.entity_id, 0) + (row.progress in done and bool(row.statement_id))
+    return counts
+
+
+def _line(progress: str, statement_id: str, said: str, remark: str, when: str = "") -> str:
+    what = f"statement {_plain(statement_id)}" if statement_id else "login"
+    words = f" ({_plain(said)})" if said else ""
+    return f"  {when}{_plain(progress or 'no status'):<10}  {what}{words}: {remark}"
+
+
+def _time(text: str | None) -> str:
+    return (text or "")[:19].replace("T", " ")
+
+
+def _plain(text: str) -> str:
+    """Give text of others as a terminal can take it."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _page(verdict: str, table: list[str], outcome: list[str], hints: list[str]) -> str:
+    page = [verdict, *table, *outcome]
+    if hints:
+        page += ["To check:", *(f"- {hint[0].upper()}{hint[1:]}{'' if '?' in hint else '?'}" for hint in hints)]
     return "\n".join(page)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
 import pendulum
@@ -133,7 +133,7 @@ class Row:
             link_id=payload.link_id,
             progress=_progress(payload),
             reason=payload.reason,
-            date_time=payload.date_time.astimezone(UTC).isoformat(),
+            date_time=payload.date_time.isoformat(),
         )
 
     @classmethod
@@ -277,7 +277,8 @@ def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now:
             f"the newest row is a failure, and fresh: it closes the gate when {expectation.failure_grace} old; "
             f"reasons: {reasons}",
         )
-    most = max((sum(_is(row, "completed") for row in entity) for entity in by_entity.values()), default=0)
+    # A statement there is: failed attempts alone have been told above.
+    most = max(sum(_is(row, "completed") for row in entity) for entity in by_entity.values())
     because = f"{most} of {_count(expectation.needed)} completed"
     return Verdict("pending", _as_rows(shown), because + (f", {going} still going" if going else ""))
 
@@ -381,7 +382,7 @@ def _refuse_future(rows: Iterable[WebhookPayload], now: datetime) -> None:
     ahead = max((row.date_time - now for row in rows), default=timedelta(0))
     if ahead > MAX_CLOCK_SKEW:
         raise BankConnectTimezoneError(
-            f"A payload lies {timedelta(seconds=round(ahead.total_seconds()))} in the future: the connection's "
+            f"A payload lies {timedelta(minutes=round(ahead.total_seconds() / 60))} in the future: the connection's "
             "timezone is not the zone of the vendor's date_time (or this machine's clock is wrong)"
         )
 

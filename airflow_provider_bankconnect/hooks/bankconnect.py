@@ -200,7 +200,8 @@ class BankConnectAsyncHook:
     """Asks BankConnect from a coroutine: the reading calls of :class:`BankConnectHook`.
 
     An async context manager that keeps one session, with keep-alive, for its life. It does not try again: it serves
-    waits, and a wait's next poll is its retry.
+    waits, and a wait's next poll is its retry. (``aiohttp`` itself sends a GET once more where a connection was closed
+    without an answer: a kept one may have been closed while it was idle.)
 
     :param bankconnect_conn_id: the connection with both keys.
     """
@@ -419,10 +420,13 @@ def _refuse_large(request: api.Request, size: int) -> None:
 def _no_answer(request: api.Request, error: Exception) -> api.BankConnectConnectionError:
     """Say why there was no answer; the libraries' own messages may quote what was sent or received."""
     causes = list(_causes(error))
-    certificate = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
-    if certificate is not None:
+    # aiohttp's own error is one of these too, but without the words.
+    doubts = [
+        getattr(cause, "verify_message", "") for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)
+    ]
+    if doubts:
         return api.BankConnectCertificateError(
-            f"{request.call}: the server's certificate does not verify: {certificate.verify_message}. "
+            f"{request.call}: the server's certificate does not verify: {max(doubts, key=len)}. "
             "Check the connection's host, and its extra 'verify' for a private authority"
         )
     if any(isinstance(cause, TimeoutError | requests.Timeout) for cause in causes):

@@ -125,7 +125,7 @@ class _BankConnectSensor(BaseSensorOperator):
             self.defer(
                 trigger=trigger,
                 method_name="execute_complete",
-                kwargs={"started": wait.started.isoformat()},
+                kwargs={"started": wait.started.isoformat(), "first_error": wait.streak.last},
                 timeout=deadline - now + _BACKSTOP,
             )
         return False
@@ -135,13 +135,15 @@ class _BankConnectSensor(BaseSensorOperator):
         context: Context,  # noqa: ARG002 - Airflow's
         event: dict[str, Any] | None = None,
         started: str | None = None,
+        first_error: str = "",
     ) -> Rows:
         """End the deferred wait as the same verdict would have ended it on the worker.
 
         :raises BankConnectWaitError: the event is None or says what no trigger of ours says.
         """
         try:
-            return self._read_event(event, datetime.fromisoformat(started) if started else datetime.now(UTC))
+            began = datetime.fromisoformat(started) if started else datetime.now(UTC)
+            return self._read_event(event, began, first_error)
         except AirflowSkipException:
             raise
         # The same two rules that Airflow's own execute() applies to a poke; resume_execution() has others, and they
@@ -207,7 +209,7 @@ class _BankConnectSensor(BaseSensorOperator):
         hold = (self._wait.hold_until - datetime.now(UTC)).total_seconds() if self._wait else 0.0
         return max(MIN_INTERVAL, min(max(interval, hold), self.timeout - run_duration()))
 
-    def _read_event(self, event: dict[str, Any] | None, started: datetime) -> Rows:
+    def _read_event(self, event: dict[str, Any] | None, started: datetime, first_error: str) -> Rows:
         check_on_failed(self.on_failed)
         looks = 1 + int(event.get("looks", 0)) if isinstance(event, dict) else 1
         ends = {"passed"} if self.on_failed == "wait" else {"passed", "failed"}
@@ -217,7 +219,8 @@ class _BankConnectSensor(BaseSensorOperator):
                 self._conclude(state, rows, because, started=started, looks=looks)
                 return rows
             case {"status": "timeout", "because": str(because)}:
-                self._time_out(because, started=started, looks=looks)
+                seen = first_error if looks == 1 and first_error else because
+                self._time_out(seen, started=started, looks=looks)
             case {"status": "error", "error": str(name), "because": str(because)}:
                 kind: Any = getattr(api, name, None)
                 known = isinstance(kind, type) and issubclass(kind, api.BankConnectError)
@@ -227,10 +230,8 @@ class _BankConnectSensor(BaseSensorOperator):
 
     def _conclude(self, state: str, rows: Rows, because: str, *, started: datetime, looks: int) -> None:
         """Say how the wait has ended, and raise where a failed verdict does not open the gate."""
-        by = ", ".join(
-            " ".join(filter(None, (row["statement_id"] or "an attempt", row["progress"], row["date_time"])))
-            for row in rows
-        )
+        said = ((row["statement_id"] or "an attempt", row["progress"], row["date_time"]) for row in rows)
+        by = ", ".join(" ".join(filter(None, words)) for words in said)
         self.log.info("%s: %s: %s", self._waited(started, looks), because, by)
         if state == "failed" and self.on_failed == "fail":
             raise AirflowFailException(f"BankConnect says failed: {because}")

@@ -24,3 +24,4 @@ def fast(monkeypatch):
     """Looks may follow each other more closely than real ones may: a test waits for hours in a second."""
     monkeypatch.setattr("airflow_provider_bankconnect.triggers.bankconnect.MIN_INTERVAL", 0.05)
     monkeypatch.setattr("airflow_provider_bankconnect.sensors.bankconnect.MIN_INTERVAL", 0.05)
+    monkeypatch.setattr("airflow_provider_bankconnect.triggers.poller.SHARED_SECONDS", 0.02)

@@ -39,7 +39,8 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        return str(self.error)
+        """What the error says, and what it came from: Airflow's own skips say nothing."""
+        return f"{self.error} <- {self.error.__cause__}" if self.error else ""
 
 
 class TaskInstance:

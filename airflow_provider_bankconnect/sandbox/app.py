@@ -1,0 +1,420 @@
+"""The HTTP side: BankConnect's calls as its pages describe them, the sandbox's own inbox, and its controls."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import random
+import time
+from collections import Counter, deque
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from email.utils import format_datetime, formatdate
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .clock import real_clock
+from .models import ANALYSES, ENDINGS, Delivery, Fault, Received, Record, Statement
+from .play import in_words, with_full_names
+from .world import PAGE_SIZE, World
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from .faults import Faults
+    from .wire import Wire
+
+PREFIX: Final = "/bank-connect/v1"
+_HTML: Final = "<html><head><title>Sandbox</title></head><body><h1>Please come back later</h1></body></html>"
+_UNAUTHENTICATED: Final = {"detail": "Authentication credentials were not provided."}
+_NOT_FOUND: Final = {"detail": "Not found."}
+_NO_BODY: Final = {204, 304}
+_KEYS: Final = {"x-api-key", "server-hash"}
+
+Answer = tuple[int, Any]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What every call has to carry."""
+
+    api_key: str
+    server_hash: str
+
+    def fit(self, headers: dict[str, str]) -> bool:
+        """Whether both are there and right."""
+        return hmac.compare_digest(
+            headers.get("x-api-key", "").encode(), self.api_key.encode()
+        ) and hmac.compare_digest(headers.get("server-hash", "").encode(), self.server_hash.encode())
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request that was understood: which call it is, of whom, and by which method it may come."""
+
+    name: str
+    entity_id: str = ""
+    method: str = "GET"
+
+
+class Vendor:
+    """Answers the calls under ``/bank-connect/v1``, keeps the request log, and lets the faults happen."""
+
+    def __init__(
+        self,
+        world: World,
+        faults: Faults,
+        keys: Keys,
+        *,
+        url: Callable[[], str],
+        unknown_link: str,
+        log_size: int | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.requests: deque[Record] = deque(maxlen=log_size)
+        self.counts: Counter[str] = Counter()
+        self.stopping = asyncio.Event()
+        self._world = world
+        self._faults = faults
+        self._keys = keys
+        self._url = url
+        self._unknown_link = unknown_link
+        self._tell = tell
+        self._dice = random.Random(f"{world.seed}/shuffles")
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request."""
+        call = _understand(request.scope["raw_path"])
+        record = await self._record(request, call.name)
+        faults = self._faults.for_request(call.name)
+        record.faults = tuple(fault.kind for fault in faults)
+        response = await self._misbehave(request, call, record, faults)
+        if not isinstance(response, _Reset):
+            record.status = response.status_code
+        odd = f", on purpose: {', '.join(record.faults)}" if faults else ""
+        self._tell(f"{record.method} {record.call} answered {record.status or 'not at all'}{odd}")
+        return response
+
+    async def _record(self, request: Request, name: str) -> Record:
+        raw = request.scope["raw_path"].decode("ascii", "replace")
+        text = request.scope["query_string"].decode("ascii", "replace")
+        record = Record(
+            call=name,
+            method=request.method,
+            path=f"{raw}?{text}" if text else raw,
+            query=dict(parse_qsl(text, keep_blank_values=True)),
+            headers={key.decode("latin-1"): value.decode("latin-1") for key, value in request.scope["headers"]},
+            body=await request.body(),
+            at=time.monotonic(),
+            connection=request.scope["state"]["wire"].number,
+        )
+        self.requests.append(record)
+        self.counts[name] += 1
+        return record
+
+    async def _misbehave(self, request: Request, call: _Call, record: Record, faults: list[Fault]) -> Response:
+        wire: Wire = request.scope["state"]["wire"]
+        ago = sum(fault.seconds for fault in faults if fault.kind == "stale")
+        delay = sum(fault.seconds for fault in faults if fault.kind == "delay")
+        if delay:
+            await self._sleep(delay)
+        ending = next((fault for fault in faults if fault.kind in ENDINGS), None)
+        if ending is not None and ending.kind != "half":
+            return _broken(ending, wire)
+        status, value = self._answer(call, record, ago)
+        for fault in faults:
+            if fault.kind == "shuffle":
+                self._shuffle(value)
+            elif fault.kind == "extra":
+                value = _with_unknown_fields(value)
+        response = JSONResponse(value, status, headers={"date": formatdate(usegmt=True)})
+        return response if ending is None else _Half(wire, response)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _answer(self, call: _Call, record: Record, ago: float) -> Answer:
+        if not record.path.startswith(f"{PREFIX}/"):
+            return 404, _NOT_FOUND
+        if not self._keys.fit(record.headers):
+            return 401, _UNAUTHENTICATED
+        if call.name == "unknown":
+            return 404, _NOT_FOUND
+        if record.method != call.method:
+            return 405, {"detail": f'Method "{record.method}" not allowed.'}
+        if call.entity_id:
+            return self._about_entity(call, record.query, ago)
+        if call.name == "update_webhook":
+            return self._update_webhook(record)
+        return self._entities(record.query) if call.name == "entities" else self._payloads(record.query, ago)
+
+    def _about_entity(self, call: _Call, query: dict[str, str], ago: float) -> Answer:
+        if call.name == "entity":
+            found = self._world.entity(call.entity_id)
+        else:
+            found = self._world.analysis(call.entity_id, call.name, query.get("account_id"), ago)
+        return (404, _NOT_FOUND) if found is None else (200, found)
+
+    def _update_webhook(self, record: Record) -> Answer:
+        try:
+            body = json.loads(record.body)
+        except ValueError:
+            return 400, {"detail": "JSON parse error"}
+        if not isinstance(body, dict):
+            return 400, {"detail": "Invalid data. Expected a dictionary."}
+        url = body.get("webhook_url")
+        # Left out, it is reset: that is the vendor's own rule.
+        mode = body.get("webhook_mode", 0)
+        if not isinstance(url, str) or not _is_web_address(url):
+            return 400, {"webhook_url": ["Enter a valid URL."]}
+        if isinstance(mode, bool) or mode not in (0, 1):
+            return 400, {"webhook_mode": [f'"{mode}" is not a valid choice.']}
+        self._world.register(url, mode)
+        return 200, {"message": "Webhook updated"}
+
+    def _payloads(self, query: dict[str, str], ago: float) -> Answer:
+        link_id = query.get("link_id")
+        if link_id and self._unknown_link == "404" and not self._world.knows_link(link_id):
+            return 404, _NOT_FOUND
+        return 200, {"payloads": self._world.history(link_id, ago)}
+
+    def _entities(self, query: dict[str, str]) -> Answer:
+        link_id = query.get("link_id")
+        found = self._world.entities(link_id)
+        pages = max(1, -(-len(found) // PAGE_SIZE))
+        text = query.get("page", "1")
+        page = int(text) if text.isascii() and text.isdigit() else 0
+        if not 1 <= page <= pages:
+            return 404, {"detail": "Invalid page."}
+
+        def other(number: int) -> str | None:
+            wanted = {"page": number} | ({} if link_id is None else {"link_id": link_id})
+            query_text = urlencode(wanted, quote_via=quote)
+            return f"{self._url()}/entity/?{query_text}" if 1 <= number <= pages else None
+
+        return 200, {
+            "count": len(found),
+            "next": other(page + 1),
+            "previous": other(page - 1),
+            "results": found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE],
+        }
+
+    def _shuffle(self, value: object) -> None:
+        if isinstance(value, dict):
+            for name in ("payloads", "progress", "results"):
+                if isinstance(value.get(name), list):
+                    value[name] = self._dice.sample(value[name], len(value[name]))
+
+
+class Controls:
+    """The sandbox's own endpoints: the inbox for anybody, the controls for this machine alone."""
+
+    def __init__(
+        self,
+        vendor: Vendor,
+        faults: Faults,
+        deliveries: list[Delivery],
+        *,
+        play: Callable[[Statement], Statement],
+        ring: Callable[[dict[str, Any]], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.inbox: list[Received] = []
+        self._vendor = vendor
+        self._faults = faults
+        self._deliveries = deliveries
+        self._play = play
+        self._ring = ring
+        self._tell = tell
+
+    def routes(self) -> list[Route]:
+        """List them, with who may use them."""
+        return [
+            Route("/sandbox/inbox", self._take, methods=["POST"]),
+            Route("/sandbox/inbox", _local(self._list_inbox), methods=["GET"]),
+            Route("/sandbox/statements", _local(self._add_statement), methods=["POST"]),
+            Route("/sandbox/faults", _local(self._list_faults), methods=["GET"]),
+            Route("/sandbox/faults", _local(self._add_fault), methods=["POST"]),
+            Route("/sandbox/faults", _local(self._clear_faults), methods=["DELETE"]),
+            Route("/sandbox/requests", _local(self._list_requests), methods=["GET"]),
+            Route("/sandbox/deliveries", _local(self._list_deliveries), methods=["GET"]),
+            Route("/sandbox/webhooks", _local(self._send_webhook), methods=["POST"]),
+        ]
+
+    async def _take(self, request: Request) -> Response:
+        try:
+            body = json.loads(await request.body())
+        except ValueError:
+            return JSONResponse({"detail": "not JSON"}, 400)
+        self.inbox.append(Received(body, time.monotonic()))
+        self._tell("the inbox took a webhook")
+        return JSONResponse({"detail": "ok"}, 200)
+
+    async def _list_inbox(self, _: Request) -> Response:
+        return JSONResponse({"webhooks": [asdict(one) for one in self.inbox]})
+
+    async def _add_statement(self, request: Request) -> Response:
+        played = self._play(Statement.model_validate(with_full_names(await request.json())))
+        return JSONResponse(played.model_dump(), 201)
+
+    async def _list_faults(self, _: Request) -> Response:
+        return JSONResponse({"faults": [fault.model_dump(exclude_defaults=True) for fault in self._faults.now()]})
+
+    async def _add_fault(self, request: Request) -> Response:
+        fault = Fault.model_validate(await request.json())
+        self._faults.add(fault)
+        self._tell(f"from now on, a fault: {fault.kind} in {fault.call}")
+        return JSONResponse(fault.model_dump(exclude_defaults=True), 201)
+
+    async def _clear_faults(self, _: Request) -> Response:
+        self._faults.clear()
+        self._tell("all faults are cleared")
+        return JSONResponse({"faults": []})
+
+    async def _list_requests(self, request: Request) -> Response:
+        call = request.query_params.get("call")
+        found = [_without_keys(one) for one in list(self._vendor.requests) if call in {None, one.call}]
+        return JSONResponse({"requests": found})
+
+    async def _list_deliveries(self, _: Request) -> Response:
+        return JSONResponse({"deliveries": [asdict(one) for one in self._deliveries]})
+
+    async def _send_webhook(self, request: Request) -> Response:
+        body = await request.json()
+        if not isinstance(body, dict):
+            return JSONResponse({"detail": "a webhook is a JSON object"}, 400)
+        self._ring(body)
+        return JSONResponse(body, 201)
+
+
+def make_app(vendor: Vendor, controls: Controls) -> Starlette:
+    """Put both under one roof. What is not the sandbox's own is the vendor's, down to the last wrong path."""
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+    app = Starlette(routes=[*controls.routes(), Route("/{rest:path}", vendor.__call__, methods=methods)])
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Reset(Response):
+    """No answer at all."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__()
+        self._wire = wire
+
+    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        self._wire.reset()
+        await self._wire.lost.wait()
+
+
+class _Half(Response):
+    """The first half of an answer that announces the whole."""
+
+    def __init__(self, wire: Wire, whole: Response) -> None:
+        super().__init__(status_code=whole.status_code)
+        self._wire = wire
+        self._whole = whole
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        body = bytes(self._whole.body)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self._whole.raw_headers})
+        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+        await self._wire.hang_up()
+
+
+def _understand(raw_path: bytes) -> _Call:
+    # By its raw segments: an encoded slash in an id is part of the id, and never leads to another call.
+    base, _, rest = raw_path.decode("ascii", "replace").partition(f"{PREFIX}/")
+    segments = [] if base else [unquote(part) for part in rest.split("/")]
+    match segments:
+        case ["entity", ""]:
+            return _Call("entities")
+        case ["entity", "update_webhook", ""]:
+            return _Call("update_webhook", method="POST")
+        case ["entity", "webhook_payloads", ""]:
+            return _Call("webhook_payloads")
+        case ["entity", entity_id, ""] if entity_id:
+            return _Call("entity", entity_id)
+        case ["entity", entity_id, analysis, ""] if entity_id and analysis in ANALYSES:
+            return _Call(analysis, entity_id)
+    return _Call("unknown")
+
+
+def _broken(fault: Fault, wire: Wire) -> Response:
+    headers = {"date": formatdate(usegmt=True)}
+    if fault.kind == "reset":
+        return _Reset(wire)
+    if fault.kind == "redirect":
+        return Response(status_code=302, headers={**headers, "location": fault.url})
+    if fault.kind == "garbage":
+        return _text(200, _HTML if fault.body is None else fault.body, fault.content_type, headers)
+    wait = fault.retry_after
+    if isinstance(wait, str):
+        headers["retry-after"] = wait
+    elif wait is not None:
+        later = format_datetime(real_clock() + timedelta(seconds=wait), usegmt=True)
+        headers["retry-after"] = later if fault.retry_after_form == "date" else f"{wait:g}"
+    if fault.status in _NO_BODY:
+        return Response(status_code=fault.status, headers=headers)
+    words = json.dumps({"detail": f"The sandbox was asked to answer {fault.status}."})
+    return _text(fault.status, words if fault.body is None else fault.body, fault.content_type, headers)
+
+
+def _text(status: int, body: str, content_type: str | None, headers: dict[str, str]) -> Response:
+    guessed = "text/html; charset=utf-8" if body.lstrip().startswith("<") else "application/json"
+    return Response(body, status, headers={**headers, "content-type": content_type or guessed})
+
+
+def _with_unknown_fields(value: object) -> object:
+    if isinstance(value, list):
+        return [_with_unknown_fields(item) for item in value]
+    if isinstance(value, dict):
+        return {"sandbox_extra": {"a": [1, None]}} | {key: _with_unknown_fields(item) for key, item in value.items()}
+    return value
+
+
+def _is_web_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def _local(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        peer = request.client.host if request.client else ""
+        try:
+            near = ipaddress.ip_address(peer).is_loopback
+        except ValueError:
+            near = False
+        if not near:
+            return JSONResponse({"detail": "Only from this machine."}, 403)
+        try:
+            return await endpoint(request)
+        except ValidationError as error:
+            return JSONResponse({"detail": in_words(error)}, 400)
+        except ValueError as error:
+            return JSONResponse({"detail": str(error)}, 400)
+
+    return answer
+
+
+def _without_keys(record: Record) -> dict[str, Any]:
+    shown = asdict(record)
+    shown["headers"] = {name: "***" if name in _KEYS else value for name, value in record.headers.items()}
+    shown["body"] = record.body.decode("utf-8", "replace")
+    return shown

@@ -1,0 +1,336 @@
+"""The sandbox as a Python object: a vendor that serves in a thread of its own for as long as a ``with`` lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from .app import PREFIX, Controls, Keys, Vendor, make_app
+from .clock import Clock, SimulatedClock, real_clock
+from .faults import Faults
+from .webhooks import Sender
+from .wire import Certificate, WireServer, listen
+from .world import World
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+    from types import TracebackType
+
+    from .models import Analysis, Delivery, Fault, Received, Record, Statement
+
+_LONG: Final = 3600.0
+# A clock that we did not make cannot tell us that it moved.
+_GLANCE: Final = 0.1
+_ANYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+
+
+class Sandbox:
+    """A BankConnect of one's own, over HTTPS on loopback.
+
+    As in::
+
+        with Sandbox(statements=[Statement(link_id="loan-4711", after=5)]) as box:
+            requests.get(box.url + "/entity/webhook_payloads/?link_id=loan-4711", verify=box.ca_file, headers=...)
+
+    :param api_key: and ``server_hash``: the keys to be asked for; None for invented ones.
+    :param statements: what is played from the start; ``box.play()`` adds more.
+    :param faults: how it misbehaves from the start; ``box.fault()`` adds more.
+    :param seed: the same seed invents the same customers, and the same bad day for the same requests.
+    :param timezone: zone of the payloads' ``date_time``.
+    :param history_omits_unsent: leave out of the history what sent no webhook, because of the mode, or because no
+        endpoint was registered. What lies in the past when it is played counts as sent.
+    :param unknown_link: how the history of a link that nobody has is answered, ``"empty"`` or ``"404"``.
+    :param host: where to listen; for ``localhost`` on both loopbacks.
+    :param port: 0 for a free one.
+    :param keep_alive: seconds that a silent connection is kept.
+    :param log_size: how many requests are kept in ``box.requests``; 0 for none, None for all.
+    :param clock: gives aware datetimes; :class:`~.clock.SimulatedClock` for one that a test moves.
+    :param on_event: is told in words what happens, from any thread. Never a key.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        server_hash: str | None = None,
+        statements: Iterable[Statement] = (),
+        faults: Iterable[Fault] = (),
+        seed: int = 0,
+        timezone: str = "UTC",
+        history_omits_unsent: bool = False,
+        unknown_link: Literal["empty", "404"] = "empty",
+        host: str = "localhost",
+        port: int = 0,
+        keep_alive: float = 600.0,
+        log_size: int | None = 100_000,
+        clock: Clock = real_clock,
+        on_event: Callable[[str], None] | None = None,
+    ) -> None:
+        invented = random.Random(f"{seed}/keys")
+        self.api_key = _key("api_key", api_key, f"sandbox_{invented.getrandbits(160):040x}")
+        self.server_hash = _key("server_hash", server_hash, f"{invented.getrandbits(256):064x}")
+        self.seed = seed
+        self.clock = clock
+        self.port = port
+        self._host = host
+        self._statements = list(statements)
+        self._first_faults = list(faults)
+        self._keep_alive = keep_alive
+        tell = on_event or (lambda _: None)
+        self._tell = tell
+        self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, tell=tell)
+        self._faults = Faults(clock, seed)
+        nap = _LONG if clock is real_clock or isinstance(clock, SimulatedClock) else _GLANCE
+        self._sender = Sender(self._world, self._faults, clock=clock, longest_nap=nap, tell=tell)
+        self._vendor = Vendor(
+            self._world,
+            self._faults,
+            Keys(self.api_key, self.server_hash),
+            url=lambda: self.url,
+            unknown_link=unknown_link,
+            log_size=log_size,
+            tell=tell,
+        )
+        self._controls = Controls(
+            self._vendor, self._faults, self._sender.deliveries, play=self.play, ring=self.ring, tell=tell
+        )
+        self._wires = WireServer(make_app(self._vendor, self._controls), keep_alive)
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+
+    # Life
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Listen, serve, and begin to play.
+
+        :raises OSError: the port is taken, or the host is not of this machine.
+        """
+        sockets = listen(self._host, self.port)
+        self.port = sockets[0].getsockname()[1]
+        self._certificate = Certificate(self._host)
+        self._folder = tempfile.TemporaryDirectory(prefix="bankconnect-sandbox-")
+        self._certificate.write(Path(self.ca_file))
+        up = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(sockets, up), name="bankconnect-sandbox", daemon=True)
+        self._thread.start()
+        up.wait()
+        if self._failure is not None:
+            self.stop()
+            raise self._failure
+        self._world.on_change = self._stir
+        if isinstance(self.clock, SimulatedClock):
+            self.clock.on_advance(self._clock_moved)
+        for fault in self._first_faults:
+            self.fault(fault)
+        for statement in self._statements:
+            self.play(statement)
+        return self
+
+    def stop(self) -> None:
+        """Stop serving, at once, and leave nothing behind."""
+        if self._thread is None or self._loop is None:
+            return
+        self._world.on_change = lambda: None
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._vendor.stopping.set)
+        self._stir()
+        self._thread.join()
+        self._thread = self._loop = None
+        self._folder.cleanup()
+
+    # Where it is
+
+    @property
+    def url(self) -> str:
+        """The base URL of the vendor's API."""
+        return f"{self._origin}{PREFIX}"
+
+    @property
+    def inbox_url(self) -> str:
+        """The sandbox's own endpoint for webhooks."""
+        return f"{self._origin}/sandbox/inbox"
+
+    @property
+    def ca_file(self) -> str:
+        """PEM file with what a client has to trust; gone when the sandbox stops."""
+        return str(Path(self._folder.name) / "ca.pem")
+
+    @property
+    def ca_pem(self) -> str:
+        """The same, as text."""
+        return Path(self.ca_file).read_text(encoding="ascii")
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """An Airflow connection that leads here."""
+        return self.connection_with(self.ca_file)
+
+    @property
+    def connection_json(self) -> str:
+        """The connection as ``AIRFLOW_CONN_BANKCONNECT_DEFAULT`` wants it."""
+        return json.dumps(self.connection)
+
+    def connection_with(self, ca_file: str) -> dict[str, Any]:
+        """Give the connection with the certificate at another place."""
+        extra = {"api_key": self.api_key, "verify": ca_file}
+        return {"conn_type": "bankconnect", "host": self.url, "password": self.server_hash, "extra": extra}
+
+    # What happens
+
+    def play(self, statement: Statement) -> Statement:
+        """Add a statement, its seconds counted from now; gives it back with all its ids."""
+        return self._world.play(statement)
+
+    def payload(
+        self,
+        *,
+        link_id: str | None,
+        entity_id: str | None = "entity-1",
+        statement_id: str | None = "statement-1",
+        progress: str | None = "completed",
+        reason: str | None = "",
+        date_time: datetime | str | None = None,
+        filed_under: str | None = None,
+        **unknown: object,
+    ) -> None:
+        """Put one raw row straight into the history; no webhook is sent, and no entity comes to be.
+
+        :param date_time: an aware datetime is written in the sandbox's zone, text as it stands; None for now.
+        :param filed_under: the link under which it is found, where that is not its own ``link_id``.
+        """
+        row = {"statement_id": statement_id, "entity_id": entity_id, "link_id": link_id}
+        row |= {"progress": progress, "reason": reason}
+        link = link_id if filed_under is None else filed_under
+        self._world.payload({**row, **unknown}, filed_under=link, date_time=date_time)
+
+    def progress(
+        self, entity_id: str, items: Sequence[Mapping[str, object]], analysis: Analysis = "transactions"
+    ) -> None:
+        """Set what an analysis of an entity answers as ``progress`` from now on, as it stands."""
+        self._world.progress(entity_id, [dict(item) for item in items], analysis)
+
+    def ring(self, body: Mapping[str, object]) -> None:
+        """Send a webhook of one's own making to the registered endpoint."""
+        self._world.ring(dict(body))
+
+    def fault(self, fault: Fault) -> None:
+        """Misbehave from now on."""
+        self._faults.add(fault)
+
+    def clear_faults(self) -> None:
+        """Behave again."""
+        self._faults.clear()
+
+    # What was seen
+
+    @property
+    def requests(self) -> list[Record]:
+        """The requests to the vendor's API, in the order in which they came."""
+        return list(self._vendor.requests)
+
+    def calls(self, call: str) -> list[Record]:
+        """Those of one call."""
+        return [record for record in self.requests if record.call == call]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many requests of each call have come, whatever the log keeps."""
+        return self._vendor.counts
+
+    @property
+    def connections(self) -> int:
+        """How many TCP connections have been accepted so far, their TLS handshake included."""
+        return self._wires.accepted
+
+    @property
+    def open_connections(self) -> int:
+        """How many of them are open."""
+        return len(self._wires.open)
+
+    @property
+    def webhook_url(self) -> str | None:
+        """The endpoint that is registered, or None."""
+        return self._world.webhook_url
+
+    @property
+    def webhook_mode(self) -> int | None:
+        """Its mode, or None."""
+        return self._world.webhook_mode
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """The webhooks that were sent, or lost on the way; those that the mode silenced are not among them."""
+        return list(self._sender.deliveries)
+
+    @property
+    def inbox(self) -> list[Received]:
+        """The webhooks that the sandbox's own endpoint took."""
+        return list(self._controls.inbox)
+
+    def transaction_count(self, entity_id: str) -> int:
+        """How many transactions of an entity can be read at the moment."""
+        answer = self._world.analysis(entity_id, "transactions", None)
+        return 0 if answer is None else len(answer["transactions"])
+
+    # Helpers
+
+    @property
+    def _origin(self) -> str:
+        host = "localhost" if self._host in _ANYWHERE else self._host
+        return f"https://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def _clock_moved(self) -> None:
+        self._world.advance()
+        self._stir()
+
+    def _stir(self) -> None:
+        loop = self._loop
+        # Who plays something while it stops, plays to nobody.
+        with suppress(RuntimeError):
+            if loop is not None:
+                loop.call_soon_threadsafe(self._wake.set)
+
+    def _run(self, sockets: list[socket.socket], up: threading.Event) -> None:
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            self._loop = runner.get_loop()
+            try:
+                runner.run(self._serve(sockets, up))
+            except Exception as error:
+                if up.is_set():
+                    raise
+                self._failure = error
+                up.set()
+
+    async def _serve(self, sockets: list[socket.socket], up: threading.Event) -> None:
+        await self._wires.start(sockets, self._certificate.for_server())
+        up.set()
+        try:
+            await self._sender.run(self._wake, self._vendor.stopping, self._certificate.for_client())
+        finally:
+            await self._wires.stop()
+
+
+def _key(name: str, value: str | None, invented: str) -> str:
+    if value is None:
+        return invented
+    if not value or not all("!" <= letter <= "~" for letter in value):
+        raise ValueError(f"{name} must be visible ASCII, without blanks: it travels in a header")
+    return value

@@ -1,0 +1,119 @@
+"""Invented customers: accounts, identities and transactions that add up, the same ones for the same seed."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MONTHS_BACK = 24
+_SPENDING = (
+    ("upi", "UPI/EXAMPLE GROCERS", "Groceries", 12_000, 240_000),
+    ("upi", "UPI/SAMPLE TEA STALL", "Food", 1_000, 30_000),
+    ("debit_card", "POS/INVENTED BOOKS", "Shopping", 20_000, 350_000),
+    ("net_banking_transfer", "BIL/MADE UP POWER CO", "Bills", 50_000, 300_000),
+    ("cash_withdrawl", "ATM WDL/NOWHERE", "Cash Withdrawal", 50_000, 1_000_000),
+)
+_INCOMING = ("upi", "UPI/A FICTIONAL FRIEND", "Transfer in", 10_000, 500_000)
+_FIRST_NAMES = ("ASHA", "RAVI", "MEENA", "KIRAN", "FARAH", "JOSEPH")
+
+
+@dataclass(frozen=True)
+class StatementShape:
+    """What has to be known of a statement to invent it: its id, and how many transactions were asked for."""
+
+    statement_id: str
+    transactions: int | None = None
+
+
+def new_id(rng: random.Random) -> str:
+    """Invent a UUID4."""
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def count_of(seed: int, shape: StatementShape) -> int:
+    """Tell how many transactions a statement has."""
+    if shape.transactions is not None:
+        return shape.transactions
+    return random.Random(f"{seed}/count/{shape.statement_id}").randint(28, 60)
+
+
+def account_of(seed: int, entity_id: str, statements: Sequence[str], months: Sequence[str]) -> dict[str, Any]:
+    """Invent the one bank account that an entity has."""
+    rng = random.Random(f"{seed}/account/{entity_id}")
+    return {
+        "account_id": new_id(rng),
+        "account_number": f"0000{rng.randrange(10**8):08d}",
+        "bank": "sandbox_bank",
+        "ifsc": None,
+        "micr": None,
+        "account_category": "individual",
+        "months": sorted(set(months)),
+        "statements": list(statements),
+    }
+
+
+def identity_of(seed: int, entity_id: str, account: dict[str, Any]) -> dict[str, Any]:
+    """Invent who owns the account."""
+    rng = random.Random(f"{seed}/identity/{entity_id}")
+    return {
+        "account_id": account["account_id"],
+        "account_number": account["account_number"],
+        "name": f"{rng.choice(_FIRST_NAMES)} SAMPLE",
+        "address": f"{rng.randint(1, 99)} EXAMPLE ROAD, NOWHERE 000000",
+    }
+
+
+@lru_cache(maxsize=256)
+def transactions_of(
+    seed: int, entity_id: str, account_id: str, shapes: tuple[StatementShape, ...], anchor: datetime
+) -> dict[str, list[dict[str, Any]]]:
+    """Invent the transactions of each statement: a month each, every balance following from the one before."""
+    balance = random.Random(f"{seed}/opening/{entity_id}").randint(1_000_000, 9_000_000)
+    first = (anchor - timedelta(days=30 * _MONTHS_BACK)).replace(hour=0, minute=0, second=0, microsecond=0)
+    told: dict[str, list[dict[str, Any]]] = {}
+    for month, shape in enumerate(shapes):
+        rng = random.Random(f"{seed}/statement/{shape.statement_id}")
+        days = sorted(rng.randrange(30) for _ in range(count_of(seed, shape)))
+        told[shape.statement_id] = rows = []
+        for number, day in enumerate(days):
+            channel, note, category, low, high, credit = _pick(rng, number)
+            amount = rng.randint(low, high)
+            # Nobody here is overdrawn: money that is not there comes in instead.
+            credit = credit or amount > balance
+            balance += amount if credit else -amount
+            rows.append(
+                {
+                    "hash": f"{rng.getrandbits(128):032x}",
+                    "account_id": account_id,
+                    "statement_id": shape.statement_id,
+                    "date": f"{first + timedelta(days=30 * month + day):%Y-%m-%d %H:%M:%S}",
+                    "transaction_type": "credit" if credit else "debit",
+                    "transaction_channel": channel,
+                    "transaction_note": note,
+                    "category": category,
+                    "description": {"Salary": "salary", "Loan": "lender_transaction"}.get(category, ""),
+                    "amount": amount / 100,
+                    "balance": balance / 100,
+                }
+            )
+    return told
+
+
+def _pick(rng: random.Random, number: int) -> tuple[str, str, str, int, int, bool]:
+    monthly = (
+        ("net_banking_transfer", "NEFT/EXAMPLE INDUSTRIES SALARY", "Salary", 4_500_000, 4_500_000, True),
+        ("net_banking_transfer", "ACH/IMAGINARY LANDLORD RENT", "Rent", 1_500_000, 1_500_000, False),
+        ("auto_debit_payment", "ACH/SAMPLE FINANCE EMI", "Loan", 620_000, 620_000, False),
+    )
+    if number < len(monthly):
+        return monthly[number]
+    if rng.random() < 0.15:  # noqa: PLR2004 - an everyday share of money coming in
+        return (*_INCOMING, True)
+    return (*rng.choice(_SPENDING), False)

@@ -1,0 +1,180 @@
+"""The bytes: TLS on loopback, each TCP connection counted, and within reach of those who want to break it."""
+
+# ruff: noqa: D102 - asyncio.Protocol says what its methods are for
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import trustme
+import uvicorn
+from uvicorn.server import ServerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_BACKLOG: Final = 2048
+
+
+class Certificate:
+    """A certificate authority for one run, and a certificate of its own for this machine."""
+
+    def __init__(self, host: str) -> None:
+        self._authority = trustme.CA(organization_name="BankConnect sandbox")
+        extra = () if host in {*_LOOPBACK, "0.0.0.0", "::"} else (host,)  # noqa: S104 - compared, not bound
+        self._own = self._authority.issue_cert(*_LOOPBACK, *extra)
+
+    def write(self, path: Path) -> None:
+        """Write what a client has to trust, as PEM."""
+        self._authority.cert_pem.write_to_path(str(path))
+
+    def for_server(self) -> ssl.SSLContext:
+        """Give the context to serve with."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._own.configure_cert(context)
+        return context
+
+    def for_client(self) -> ssl.SSLContext:
+        """Give the context to send webhooks with: trusts this sandbox and whom the machine trusts."""
+        context = ssl.create_default_context()
+        self._authority.configure_trust(context)
+        return context
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Open the listening sockets: for localhost on both loopbacks, where there are two.
+
+    :raises OSError: the port is taken, or the host is not of this machine.
+    """
+    first = _bind("127.0.0.1" if host == "localhost" else host, port)
+    if host != "localhost":
+        return [first]
+    try:
+        return [first, _bind("::1", first.getsockname()[1])]
+    except OSError as error:
+        # No IPv6 here, or a port that was free by chance is not free there: IPv4 will do. One that was chosen is taken.
+        if port and error.errno == errno.EADDRINUSE:
+            first.close()
+            raise
+        return [first]
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family, backlog=_BACKLOG)
+
+
+class Wire(asyncio.Protocol):
+    """One TCP connection, in front of uvicorn's own HTTP protocol, whichever of them is installed."""
+
+    def __init__(self, server: WireServer) -> None:
+        self._server = server
+        self._http = server.make_http(self)
+        # The access log is a global logger: a server beside this one, in the same process, may be using it.
+        self._http.access_log = False
+        self._transport: asyncio.Transport | None = None
+        self.lost = asyncio.Event()
+        self.number = 0
+
+    def reset(self) -> None:
+        """Break the connection as a crash does: a TCP reset, and no goodbye from TLS."""
+        if self._transport is not None:
+            sock = self._transport.get_extra_info("socket")
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+
+    async def hang_up(self) -> None:
+        """Send what is still to be sent, then close without caring whether the peer says goodbye."""
+        if self._transport is not None:
+            self._transport.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.lost.wait(), 1.0)
+            self._transport.abort()
+            await self.lost.wait()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # that is what a protocol of streams is given
+        # uvicorn writes head and body apart: with Nagle's algorithm the body would wait 40 ms for the head's receipt.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._server.accepted += 1
+        self.number = self._server.accepted
+        self._server.open.add(self)
+        self._http.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.open.discard(self)
+        self._http.connection_lost(exc)
+        self.lost.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._http.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        closes: bool | None = self._http.eof_received()
+        return closes
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()
+
+
+class WireServer:
+    """Serves an ASGI app over TLS with uvicorn's HTTP; ``uvicorn.Server`` hides the connections that we must break.
+
+    The app finds its connection in ``scope["state"]["wire"]``.
+    """
+
+    def __init__(self, app: Callable[..., Any], keep_alive: float) -> None:
+        self.accepted = 0
+        self.open: set[Wire] = set()
+        self._config = uvicorn.Config(
+            app,
+            interface="asgi3",
+            lifespan="off",
+            log_config=None,
+            proxy_headers=False,
+            timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # goes to call_later
+            ws="none",
+        )
+        self._config.load()
+        self._state = ServerState()
+        self._servers: list[asyncio.Server] = []
+
+    async def start(self, sockets: list[socket.socket], context: ssl.SSLContext) -> None:
+        """Begin to serve."""
+        loop = asyncio.get_running_loop()
+        for sock in sockets:
+            server = await loop.create_server(lambda: Wire(self), sock=sock, ssl=context, backlog=_BACKLOG)
+            self._servers.append(server)
+
+    async def stop(self) -> None:
+        """Close everything, at once: a client that keeps its connection does not keep us."""
+        for server in self._servers:
+            server.close()
+        for wire in list(self.open):
+            wire.abort()
+        for wire in list(self.open):
+            await wire.lost.wait()
+        if self._state.tasks:
+            await asyncio.wait(list(self._state.tasks), timeout=1.0)
+
+    def make_http(self, wire: Wire) -> Any:  # noqa: ANN401 - one of several, none of them public
+        """Make uvicorn's protocol for one connection."""
+        make: Callable[..., Any] = self._config.http_protocol_class
+        return make(config=self._config, server_state=self._state, app_state={"wire": wire})

@@ -1,0 +1,347 @@
+"""The vendor's own state: customers on a timeline, the two ledgers, the registered endpoint.
+
+Everything that falls due happens on the next call of :meth:`World.advance`, in its order, whoever calls it: a request,
+the webhook sender, or a test. No HTTP here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import threading
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from .data import StatementShape, account_of, identity_of, new_id, transactions_of
+
+if TYPE_CHECKING:
+    from .clock import Clock
+    from .models import Statement
+
+DATE_TIME: Final = "%Y-%m-%d %H:%M:%S"
+PAGE_SIZE: Final = 10
+
+Listener = Callable[[str], None]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, order=True)
+class _Kept:
+    """One row of the history; rows of the same second lie in the order in which they came."""
+
+    stamp: datetime
+    number: int
+    visible: datetime = field(compare=False)
+    row: Row = field(compare=False)
+
+
+@dataclass(frozen=True)
+class _Play:
+    """A statement that was played, its ids given and its seconds turned into times."""
+
+    statement: Statement
+    entity_id: str
+    statement_id: str
+    begins: datetime
+    ends: datetime
+
+    def ends_for(self, analysis: str) -> datetime:
+        later = sum(seconds for name, seconds in self.statement.later.items() if name == analysis)
+        return self.ends + timedelta(seconds=later)
+
+
+@dataclass
+class _Entity:
+    entity_id: str
+    link_id: str | None
+    plays: list[_Play] = field(default_factory=list)
+    snapshots: dict[str, list[tuple[datetime, list[Row]]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A webhook that is due to be sent. A ``forged`` one lies: a fault is to decide whether it is sent at all."""
+
+    body: Row
+    forged: bool = False
+    untouched: bool = False
+
+
+class World:
+    """What BankConnect knows. Safe to use from any thread."""
+
+    def __init__(self, *, clock: Clock, seed: int, timezone: str, omits_unsent: bool, tell: Listener) -> None:
+        self.zone = _zone(timezone)
+        self.seed = seed
+        self.webhook_url: str | None = None
+        self.webhook_mode: int | None = None
+        self.hooks_due: deque[Hook] = deque()
+        self.on_change: Callable[[], None] = lambda: None
+        self._clock = clock
+        self._omits_unsent = omits_unsent
+        self._tell = tell
+        self._lock = threading.RLock()
+        self._ids = random.Random(f"{seed}/ids")
+        self._numbers = itertools.count()
+        self._agenda: list[tuple[datetime, int, Callable[[], None]]] = []
+        self._entities: dict[str, _Entity] = {}
+        self._links: dict[str, list[_Entity]] = {}
+        self._history: dict[str, list[_Kept]] = {}
+        self._anchor = clock()
+
+    # Telling it what happens
+
+    def play(self, statement: Statement) -> Statement:
+        """Put a statement on the timeline; gives it back with all its ids."""
+        with self._lock:
+            now = self._clock()
+            told = self._with_ids(statement)
+            play = _Play(
+                told,
+                told.entity_id or "",
+                told.statement_id or "",
+                begins=now + timedelta(seconds=min(told.after, told.begins or 0.0)),
+                ends=now + timedelta(seconds=told.after),
+            )
+            entity = self._entity(play.entity_id, told.link_id)
+            if play.statement_id:
+                entity.plays.append(play)
+            if told.after < 0:
+                self._keep(play)
+            else:
+                self.at(play.begins, lambda: self._begin(play))
+                self.at(play.ends, lambda: self._end(play))
+        self.advance()
+        self.on_change()
+        return told
+
+    def payload(self, row: Row, *, filed_under: str | None, date_time: datetime | str | None) -> None:
+        """Put a raw row into the history of a link."""
+        with self._lock:
+            now = self._clock()
+            stamp = date_time if isinstance(date_time, datetime) else now
+            if stamp.tzinfo is None:
+                raise ValueError("date_time must be an aware datetime, or text")
+            if isinstance(date_time, str):
+                with suppress(ValueError):
+                    stamp = datetime.strptime(date_time, DATE_TIME).replace(tzinfo=self.zone)
+            text = date_time if isinstance(date_time, str) else self._written(stamp)
+            self._file(filed_under, stamp, now, {**row, "date_time": text})
+
+    def progress(self, entity_id: str, items: Sequence[Row], analysis: str) -> None:
+        """Set what an analysis answers as its progress from now on."""
+        with self._lock:
+            versions = self._entity(entity_id, None).snapshots.setdefault(analysis, [])
+            versions.append((self._clock(), [dict(item) for item in items]))
+
+    def register(self, url: str, mode: int) -> None:
+        """Take the account's one endpoint."""
+        with self._lock:
+            self.advance()
+            self.webhook_url, self.webhook_mode = url, mode
+
+    def ring(self, body: Row) -> None:
+        """Send a webhook of one's own making; no fault touches it."""
+        self.hooks_due.append(Hook(dict(body), untouched=True))
+        self.on_change()
+
+    # Time
+
+    def at(self, when: datetime, action: Callable[[], None]) -> None:
+        """Have something happen at a time."""
+        with self._lock:
+            heapq.heappush(self._agenda, (when, next(self._numbers), action))
+
+    def advance(self) -> float | None:
+        """Let everything happen that is due; gives the seconds until the next thing, or None."""
+        with self._lock:
+            now = self._clock()
+            while self._agenda and self._agenda[0][0] <= now:
+                heapq.heappop(self._agenda)[2]()
+            return (self._agenda[0][0] - now).total_seconds() if self._agenda else None
+
+    # What it answers; ``ago`` looks back
+
+    def history(self, link_id: str | None, ago: float = 0.0) -> list[Row]:
+        """Rows of a link, newest first. Without a link: everybody's, for the vendor is silent about that."""
+        with self._lock:
+            self.advance()
+            if link_id:
+                kept = self._history.get(link_id, [])
+            else:
+                kept = sorted(itertools.chain.from_iterable(self._history.values()))
+            seen = self._clock() - timedelta(seconds=ago)
+            return [one.row for one in reversed(kept) if one.visible <= seen]
+
+    def knows_link(self, link_id: str) -> bool:
+        """Whether anything was ever said of a link."""
+        return link_id in self._links or link_id in self._history
+
+    def analysis(self, entity_id: str, analysis: str, account_id: str | None, ago: float = 0.0) -> Row | None:
+        """Give the whole answer of one analysis, or None for an unknown entity."""
+        with self._lock:
+            self.advance()
+            entity = self._entities.get(entity_id)
+            if entity is None:
+                return None
+            items = self._snapshot(entity, analysis, self._clock() - timedelta(seconds=ago))
+        return self._frame(entity, analysis, items, account_id)
+
+    def entities(self, link_id: str | None) -> list[Row]:
+        """Give all entities, or those of a link."""
+        with self._lock:
+            found = self._entities.values() if link_id is None else self._links.get(link_id, [])
+            return [_entity_row(entity) for entity in found]
+
+    def entity(self, entity_id: str) -> Row | None:
+        """Give one entity, or None."""
+        entity = self._entities.get(entity_id)
+        return None if entity is None else _entity_row(entity)
+
+    # Helpers
+
+    def _with_ids(self, statement: Statement) -> Statement:
+        entities = self._links.get(statement.link_id or "")
+        if statement.entity_id is not None:
+            entity_id = statement.entity_id
+        else:
+            entity_id = entities[0].entity_id if entities else new_id(self._ids)
+        known = self._entities.get(entity_id)
+        ids: Row = {"entity_id": entity_id}
+        if statement.statement_id is None:
+            ids["statement_id"] = new_id(self._ids)
+        if statement.link_id is None and known is not None and statement.mode == "online":
+            ids["link_id"] = known.link_id
+        if statement.reason is None and statement.progress == "failed":
+            login = statement.statement_id == ""
+            ids["reason"] = "Incorrect user ID or password" if login else "The statement could not be read"
+        return statement.model_copy(update=ids)
+
+    def _entity(self, entity_id: str, link_id: str | None) -> _Entity:
+        entity = self._entities.setdefault(entity_id, _Entity(entity_id, link_id))
+        if link_id is not None:
+            entity.link_id = entity.link_id or link_id
+            of_link = self._links.setdefault(link_id, [])
+            if entity not in of_link:
+                of_link.append(entity)
+        return entity
+
+    def _begin(self, play: _Play) -> None:
+        if play.ends > play.begins:
+            self.hooks_due.append(Hook({**_body(play), "progress": "completed", "reason": ""}, forged=True))
+        self.on_change()
+
+    def _end(self, play: _Play) -> None:
+        told = play.statement
+        who = f"link {told.link_id!r}" if told.link_id else f"entity {play.entity_id!r}"
+        what = f"statement {play.statement_id!r}" if play.statement_id else "login"
+        why = f" ({told.reason})" if told.reason else ""
+        silent = None
+        if self.webhook_url is None:
+            silent = "no endpoint is registered"
+        elif told.mode == "pdf" and self.webhook_mode != 1:
+            silent = f"webhook_mode {self.webhook_mode} silences manual uploads"
+        self._tell(f"{who}: {what} {told.progress}{why}" + (f"; no webhook: {silent}" if silent else ""))
+        if silent is None:
+            self.hooks_due.append(Hook(_body(play)))
+        if silent is None or not self._omits_unsent:
+            self._keep(play)
+        self.on_change()
+
+    def _keep(self, play: _Play) -> None:
+        row = {**_body(play), "date_time": self._written(play.ends)}
+        self._file(play.statement.link_id, play.ends, play.ends, row)
+
+    def _file(self, link_id: str | None, stamp: datetime, visible: datetime, row: Row) -> None:
+        if link_id is not None:
+            second = stamp.astimezone(UTC).replace(microsecond=0)
+            insort(self._history.setdefault(link_id, []), _Kept(second, next(self._numbers), visible, row))
+
+    def _written(self, when: datetime) -> str:
+        return when.astimezone(self.zone).strftime(DATE_TIME)
+
+    def _snapshot(self, entity: _Entity, analysis: str, seen: datetime) -> list[Row]:
+        for since, items in reversed(entity.snapshots.get(analysis, [])):
+            if since <= seen:
+                return items
+        newest: dict[str, tuple[datetime, _Play, bool]] = {}
+        for play in entity.plays:
+            ends = play.ends_for(analysis)
+            for moment, over in ((play.begins, False), (ends, True)):
+                known = newest.get(play.statement_id)
+                if moment <= seen and (known is None or known[0] <= moment):
+                    newest[play.statement_id] = (moment, play, over)
+        return [_item(play, over=over) for _, play, over in newest.values()]
+
+    def _frame(self, entity: _Entity, analysis: str, items: list[Row], account_id: str | None) -> Row:
+        frame: Row = {"entity_id": entity.entity_id, "progress": items, "accounts": []}
+        frame["fraud"] = {"fraudulent_statements": [], "fraud_type": []}
+        shapes, done = [], []
+        for item in items:
+            statement_id = str(item.get("statement_id"))
+            asked = (play.statement.transactions for play in entity.plays if play.statement_id == statement_id)
+            shapes.append(StatementShape(statement_id, next(asked, None)))
+            if item.get("status") == "completed":
+                done.append(statement_id)
+        account = account_of(self.seed, entity.entity_id, done, [])
+        ours = bool(done) and account_id in {None, account["account_id"]}
+        months: dict[str, list[Row]] = {}
+        if ours:
+            months = transactions_of(self.seed, entity.entity_id, account["account_id"], tuple(shapes), self._anchor)
+        rows = [row for statement_id in done for row in months.get(statement_id, [])]
+        if ours:
+            frame["accounts"] = [{**account, "months": sorted({str(row["date"])[:7] for row in rows})}]
+        match analysis:
+            case "transactions":
+                frame["transactions"] = rows
+            case "identity":
+                frame["identity"] = [identity_of(self.seed, entity.entity_id, account)] if ours else []
+            case "salary":
+                frame["transactions"] = [row for row in rows if row["category"] == "Salary"]
+            case "lender_transactions":
+                frame["transactions"] = [row for row in rows if row["category"] == "Loan"]
+            case "recurring_transactions":
+                frame["transactions"] = {
+                    "credit_transactions": [row for row in rows if row["category"] == "Salary"],
+                    "debit_transactions": [row for row in rows if row["category"] in {"Rent", "Loan"}],
+                }
+        return frame
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f"timezone: {name!r} is not known; an IANA name is wanted, such as Asia/Kolkata") from None
+
+
+def _body(play: _Play) -> Row:
+    return {
+        "entity_id": play.entity_id,
+        "statement_id": play.statement_id,
+        "link_id": play.statement.link_id,
+        "progress": play.statement.progress,
+        "reason": play.statement.reason or "",
+    }
+
+
+def _item(play: _Play, *, over: bool) -> Row:
+    told = play.statement
+    going = None if told.processing_as == "null" else "processing"
+    return {
+        "status": told.progress if over else going,
+        "statement_id": play.statement_id,
+        "source": told.mode,
+        "message": (told.reason or None) if over else None,
+    }
+
+
+def _entity_row(entity: _Entity) -> Row:
+    return {"entity_id": entity.entity_id, "link_id": entity.link_id, "meta_data": {}}

@@ -1,0 +1,986 @@
+"""The protocol as values: every call driven by answers, every answer read or refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
+from urllib.parse import parse_qs, unquote, urlsplit
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.api import (
+    Answer,
+    BankConnectAuthError,
+    BankConnectCertificateError,
+    BankConnectConnectionError,
+    BankConnectError,
+    BankConnectNotFoundError,
+    BankConnectNotReadyError,
+    BankConnectRateLimitError,
+    BankConnectResponseError,
+    BankConnectServerError,
+    BankConnectTimezoneError,
+    BankConnectTransientError,
+    Request,
+    Result,
+    StatementProgress,
+    WebhookMode,
+    WebhookPayload,
+    check_id,
+    check_status,
+    retry_after_seconds,
+)
+
+NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
+KOLKATA = ZoneInfo("Asia/Kolkata")
+
+often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+ROW = {
+    "statement_id": "s1",
+    "entity_id": "e1",
+    "link_id": "L",
+    "progress": "completed",
+    "reason": "",
+    "date_time": "2020-03-06 12:46:33",
+}
+DONE = {"statement_id": "s1", "status": "completed", "source": "online", "message": None}
+
+
+def without(name, given=ROW):
+    return {key: value for key, value in given.items() if key != name}
+
+
+def answer(body, status=200):
+    return Answer(status, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def answer_with(call, *bodies):
+    """Drive a call: what it sent, and what it came to."""
+    sent = []
+    step = api.advance(call)
+    for body in bodies:
+        assert isinstance(step, Request)
+        sent.append(step)
+        step = api.advance(call, answer(body))
+    assert isinstance(step, Result), f"still asking for {step}"
+    return sent, step.value
+
+
+def first_request(call):
+    step = api.advance(call)
+    assert isinstance(step, Request)
+    return step
+
+
+def refusal(call, *bodies):
+    """Drive a call to the error that its last answer is."""
+    with pytest.raises(BankConnectError) as caught:
+        answer_with(call, *bodies)
+    return caught.value
+
+
+def payloads_of(*rows, zone=UTC):
+    return answer_with(api.get_webhook_payloads("L", zone), {"payloads": rows})[1]
+
+
+# update_webhook
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent_mode"), [(WebhookMode.NET_BANKING, 0), (1, 1), ("NET_BANKING_AND_MANUAL", 1), ("0", 0)]
+)
+def test_an_update_always_sends_the_mode(mode, sent_mode):
+    sent, value = answer_with(api.update_webhook("https://example.com/hook?x=1", mode), b"")
+    body = {"webhook_url": "https://example.com/hook?x=1", "webhook_mode": sent_mode}
+    assert sent == [Request("update_webhook", "POST", "entity/update_webhook/", body)]
+    assert type(sent[0].json["webhook_mode"]) is int
+    assert value is None
+
+
+def test_an_update_is_not_sent_to_a_private_endpoint_unless_that_is_allowed():
+    with pytest.raises(ValueError, match=r"^webhook_url"):
+        next(api.update_webhook("https://10.0.0.1/", 0))
+    assert next(api.update_webhook("https://10.0.0.1/", 0, allow_private_host=True)).json == {
+        "webhook_url": "https://10.0.0.1/",
+        "webhook_mode": 0,
+    }
+
+
+def test_an_update_in_an_unknown_mode_is_not_sent():
+    with pytest.raises(ValueError, match=r"^webhook_mode"):
+        next(api.update_webhook("https://example.com/", 2))
+
+
+def test_a_request_does_not_show_its_body():
+    """The endpoint's URL may carry a token."""
+    assert repr(next(api.update_webhook("https://example.com/t0ken", 1))) == (
+        "Request(call='update_webhook', method='POST', path='entity/update_webhook/')"
+    )
+
+
+# get_webhook_payloads
+
+
+def test_the_payloads_of_a_link_are_asked_for_and_read():
+    sent, value = answer_with(api.get_webhook_payloads("L", UTC), {"payloads": [ROW]})
+    assert sent == [Request("webhook_payloads", "GET", "entity/webhook_payloads/?link_id=L")]
+    assert value == [
+        WebhookPayload(
+            statement_id="s1",
+            entity_id="e1",
+            link_id="L",
+            progress="completed",
+            reason="",
+            date_time=datetime(2020, 3, 6, 12, 46, 33, tzinfo=UTC),
+        )
+    ]
+
+
+def test_an_empty_history_is_read_as_no_rows():
+    assert payloads_of() == []
+
+
+def test_payloads_come_newest_first_whatever_order_came():
+    times = [f"2020-03-0{day} 00:00:00" for day in (2, 3, 1)]
+    read = payloads_of(*({**ROW, "date_time": time} for time in times))
+    assert [row.date_time.day for row in read] == [3, 2, 1]
+
+
+def test_payloads_of_the_same_second_keep_the_order_in_which_they_came():
+    read = payloads_of(*({**ROW, "statement_id": name} for name in ("b", "c", "a")))
+    assert [row.statement_id for row in read] == ["b", "c", "a"]
+
+
+def test_the_vendors_times_are_of_the_connections_zone():
+    (row,) = payloads_of(ROW, zone=KOLKATA)
+    assert row.date_time == datetime(2020, 3, 6, 7, 16, 33, tzinfo=UTC)
+    assert row.date_time.tzinfo is UTC
+
+
+def test_a_payload_can_be_made_with_a_time_of_any_zone():
+    made = WebhookPayload(**{**ROW, "date_time": datetime(2020, 3, 6, 18, 16, 33, tzinfo=KOLKATA)})
+    assert made == payloads_of(ROW)[0]
+    assert made.date_time.tzinfo is UTC
+
+
+def test_a_payload_made_with_a_text_has_a_time_in_utc():
+    assert WebhookPayload(**ROW) == payloads_of(ROW)[0]
+
+
+def test_a_payload_with_a_naive_datetime_is_refused():
+    with pytest.raises(ValueError, match="must be YYYY-MM-DD HH:MM:SS"):
+        WebhookPayload(**{**ROW, "date_time": datetime(2020, 3, 6)})  # noqa: DTZ001 - naive is the case
+
+
+def test_nothing_is_taken_for_text_that_is_none():
+    with pytest.raises(ValueError, match=r"progress"):
+        WebhookPayload(**{**ROW, "progress": b"completed"})
+
+
+def test_a_payload_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        payloads_of(ROW)[0].progress = "failed"
+
+
+def test_unknown_fields_are_no_matter():
+    body = {"payloads": [{**ROW, "event_name": "x", "more": {"deep": [1]}}], "next": None}
+    assert answer_with(api.get_webhook_payloads("L", UTC), body)[1] == payloads_of(ROW)
+
+
+def test_a_payload_of_a_manual_upload_may_have_no_link():
+    assert payloads_of({**ROW, "link_id": None})[0].link_id is None
+
+
+@pytest.mark.parametrize("blank", [None, "", " ", "\t\n"], ids=repr)
+def test_a_null_or_blank_statement_is_none(blank):
+    """Blank is how the vendor says that there was no upload; with spaces in it it must not count as a statement."""
+    assert payloads_of({**ROW, "statement_id": blank})[0].statement_id == ""
+
+
+@pytest.mark.parametrize("blank", [None, "", " "], ids=repr)
+def test_a_null_or_blank_reason_is_none(blank):
+    assert payloads_of({**ROW, "reason": blank})[0].reason == ""
+
+
+def test_texts_arrive_as_they_are():
+    odd = {**ROW, "statement_id": " s 1 ", "progress": " Done\n", "reason": " Wrong password\u202e ", "link_id": " "}
+    read = payloads_of(odd)[0]
+    assert {name: getattr(read, name) for name in ("statement_id", "progress", "reason", "link_id")} == {
+        name: odd[name] for name in ("statement_id", "progress", "reason", "link_id")
+    }
+
+
+EXPECTED = "webhook_payloads: HTTP 200, but not the documented JSON (with payloads): "
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ([], "body: Input should be an object"),
+        (None, "body: Input should be an object"),
+        ("payloads", "body: Input should be an object"),
+        ({}, "payloads: Field required"),
+        ({"payloads": None}, "payloads: Input should be a valid array"),
+        ({"payloads": {}}, "payloads: Input should be a valid array"),
+        ({"payloads": [None]}, "payloads.0: Input should be an object"),
+        ({"payloads": [[]]}, "payloads.0: Input should be an object"),
+        *(({"payloads": [without(name)]}, f"payloads.0.{name}: Field required") for name in ROW),
+        ({"payloads": [ROW, without("progress"), ROW]}, "payloads.1.progress: Field required"),
+        ({"payloads": [{**ROW, "progress": None}]}, "payloads.0.progress: Input should be a valid string"),
+        ({"payloads": [{**ROW, "progress": 1}]}, "payloads.0.progress: Input should be a valid string"),
+        ({"payloads": [{**ROW, "statement_id": 5}]}, "payloads.0.statement_id: Input should be a valid string"),
+        ({"payloads": [{**ROW, "reason": []}]}, "payloads.0.reason: Input should be a valid string"),
+        ({"payloads": [{**ROW, "link_id": 5}]}, "payloads.0.link_id: Input should be a valid string"),
+        ({"payloads": [{**ROW, "entity_id": None}]}, "payloads.0.entity_id: Input should be a valid string"),
+        ({"payloads": [{**ROW, "entity_id": " "}]}, "payloads.0.entity_id: Value error, must not be blank"),
+        *(
+            (
+                {"payloads": [{**ROW, "date_time": time}]},
+                "payloads.0.date_time: Value error, must be YYYY-MM-DD HH:MM:SS",
+            )
+            for time in (
+                "yesterday",
+                "",
+                None,
+                1583498793,
+                True,
+                [],
+                "2020-03-06",
+                "2020-03-06T12:46:33Z",
+                "2020-03-06 12:46:33.5",
+                "2020-03-06 12:46:60",
+                "2020-02-30 00:00:00",
+                "06-03-2020 12:46:33",
+            )
+        ),
+        (
+            {"payloads": [{}]},
+            (
+                "payloads.0.statement_id: Field required; payloads.0.entity_id: Field required; "
+                "payloads.0.link_id: Field required and 3 more"
+            ),
+        ),
+        (
+            {"payloads": [{"statement_id": "", "entity_id": "e", "link_id": None}]},
+            (
+                "payloads.0.progress: Field required; payloads.0.reason: Field required; "
+                "payloads.0.date_time: Field required"
+            ),
+        ),
+        (
+            {"payloads": [{"statement_id": "", "entity_id": "e"}]},
+            (
+                "payloads.0.link_id: Field required; payloads.0.progress: Field required; "
+                "payloads.0.reason: Field required and 1 more"
+            ),
+        ),
+        (b"", "body: Invalid JSON: EOF while parsing a value at line 1 column 0"),
+        (b"<html>Sorry</html>", "body: Invalid JSON: expected value at line 1 column 1"),
+        (b'{"payloads": [', "body: Invalid JSON: EOF while parsing a list at line 1 column 14"),
+        (b'{"payloads": NaN}', "payloads: Input should be a valid array"),
+    ],
+)
+def test_a_history_that_is_not_as_documented_is_refused_with_what_was_expected(body, problem):
+    error = refusal(api.get_webhook_payloads("L", UTC), body)
+    assert type(error) is BankConnectResponseError
+    assert str(error) == EXPECTED + problem
+    assert error.status == 200
+    assert error.__cause__ is None
+    assert error.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"payloads": "\xff\xfe"}',
+        b"\xff\xfe{\x00}\x00",
+        b'{"payloads": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"payloads": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"payloads": [], "x": ' + b'{"x":' * 5000 + b"1" + b"}" * 5001,
+        b'{"payloads": ' + b"9" * 10_000 + b"}",
+        b'{"payloads": []} {}',
+        b"\x00",
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+def test_a_broken_answer_is_an_error_of_ours_and_nothing_else(body):
+    assert str(refusal(api.get_webhook_payloads("L", UTC), body)).startswith(EXPECTED)
+
+
+@pytest.mark.parametrize("time", ["0001-01-01 00:00:00", "9999-12-31 23:59:59"])
+def test_a_time_at_the_end_of_the_calendar_is_refused_where_the_zone_pushes_it_over(time):
+    body = {"payloads": [{**ROW, "date_time": time}]}
+    zone = timezone(timedelta(hours=14 if time < "1" else -12))
+    assert "date_time" in str(refusal(api.get_webhook_payloads("L", zone), body))
+
+
+@often
+@given(
+    st.binary(max_size=40) | st.text().map(str.encode) | st.text('{}[]":,payloads \\u0123', max_size=40).map(str.encode)
+)
+def test_no_bytes_whatever_make_anything_but_rows_or_an_error_of_ours(body):
+    for call in (
+        api.get_webhook_payloads("L", UTC),
+        api.get_progress("e"),
+        api.get_entities("L"),
+        api.get_transactions("e"),
+    ):
+        next(call)
+        with pytest.raises(BankConnectResponseError):
+            call.send(answer(body))
+
+
+# get_progress
+
+
+def test_the_progress_of_an_analysis_is_asked_for_and_read():
+    sent, value = answer_with(api.get_progress("e1", "salary"), {"entity_id": "e1", "progress": [DONE]})
+    assert sent == [Request("salary", "GET", "entity/e1/salary/")]
+    assert value == [StatementProgress(statement_id="s1", status="completed", source="online", message=None)]
+
+
+def test_the_progress_is_that_of_the_transactions_unless_another_is_named():
+    assert next(api.get_progress("e1")).path == "entity/e1/transactions/"
+
+
+@pytest.mark.parametrize("analysis", api.ANALYSES)
+def test_each_analysis_has_its_own_place(analysis):
+    assert next(api.get_progress("e1", analysis)).path == f"entity/e1/{analysis}/"
+
+
+def test_the_analyses_are_the_vendors():
+    assert api.ANALYSES == (
+        "transactions",
+        "accounts",
+        "identity",
+        "salary",
+        "recurring_transactions",
+        "lender_transactions",
+    )
+
+
+@pytest.mark.parametrize("analysis", ["", "Salary", "../transactions", None, 1, ["salary"]], ids=repr)
+def test_another_analysis_is_refused_with_the_allowed_ones(analysis):
+    with pytest.raises(ValueError, match=r"^analysis") as caught:
+        next(api.get_progress("e1", analysis))
+    assert str(caught.value) == (
+        "analysis must be one of transactions, accounts, identity, salary, recurring_transactions, "
+        f"lender_transactions, not {analysis!r}"
+    )
+
+
+def test_a_progress_without_its_optional_fields_and_entity_is_read():
+    body = {"progress": [{"statement_id": "s1", "status": None}]}
+    assert answer_with(api.get_progress("e1"), body)[1] == [
+        StatementProgress(statement_id="s1", status=None, source=None, message=None)
+    ]
+
+
+def test_an_empty_progress_is_read_as_no_items():
+    assert answer_with(api.get_progress("e1"), {"entity_id": None, "progress": []})[1] == []
+
+
+@pytest.mark.parametrize("ask", [api.get_progress, api.get_transactions])
+def test_an_answer_about_another_entity_is_refused(ask):
+    error = refusal(ask("e1"), {"entity_id": "e2", "progress": [DONE]})
+    assert type(error) is BankConnectResponseError
+    assert str(error) == "transactions: HTTP 200, but the answer is about another entity than was asked for"
+    assert error.status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ([], "body: Input should be an object"),
+        ({"entity_id": "e1"}, "progress: Field required"),
+        ({"entity_id": 5, "progress": []}, "entity_id: Input should be a valid string"),
+        ({"progress": None}, "progress: Input should be a valid array"),
+        ({"progress": [without("status", DONE)]}, "progress.0.status: Field required"),
+        ({"progress": [without("statement_id", DONE)]}, "progress.0.statement_id: Field required"),
+        (
+            {"progress": [DONE, {**DONE, "statement_id": ""}]},
+            "progress.1.statement_id: Value error, must not be blank",
+        ),
+        ({"progress": [{**DONE, "status": True}]}, "progress.0.status: Input should be a valid string"),
+        ({"progress": [{**DONE, "message": 1}]}, "progress.0.message: Input should be a valid string"),
+        ({"progress": [{**DONE, "source": {}}]}, "progress.0.source: Input should be a valid string"),
+    ],
+)
+@pytest.mark.parametrize("ask", [api.get_progress, api.get_transactions])
+def test_an_analysis_that_is_not_as_documented_is_refused_with_what_was_expected(ask, body, problem):
+    error = refusal(ask("e1"), body)
+    assert type(error) is BankConnectResponseError
+    assert str(error) == (f"transactions: HTTP 200, but not the documented JSON (with entity_id, progress): {problem}")
+
+
+# get_transactions
+
+
+def test_the_vendors_whole_answer_is_kept():
+    whole = {
+        "entity_id": "e1",
+        "progress": [DONE, {"statement_id": "s2", "status": "Failed"}],
+        "accounts": [{"account_id": "a", "months": ["2026-01"]}],
+        "fraud": {"fraud_status": False},
+        "transactions": [{"amount": 12.5, "balance": 10**30, "note": "₹ \x00"}],
+        "something_new": None,
+    }
+    sent, value = answer_with(api.get_transactions("e1"), whole)
+    assert sent == [Request("transactions", "GET", "entity/e1/transactions/")]
+    assert value == whole
+
+
+def test_the_transactions_of_one_account_are_asked_for():
+    assert next(api.get_transactions("e/1", "a&b/c d")).path == "entity/e%2F1/transactions/?account_id=a%26b%2Fc%20d"
+
+
+@pytest.mark.parametrize("account_id", ["", " ", "None", 5])
+def test_an_account_that_cannot_be_meant_is_refused(account_id):
+    with pytest.raises(ValueError, match=r"^account_id must"):
+        next(api.get_transactions("e1", account_id))
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        ([], "no statement yet"),
+        ([{**DONE, "status": None}], "1 of 1 statements are still being processed"),
+        ([{**DONE, "status": "processing"}, DONE], "1 of 2 statements are still being processed"),
+        (
+            [{**DONE, "status": "COMPLETE"}, DONE, {**DONE, "status": ""}],
+            "2 of 3 statements are still being processed",
+        ),
+    ],
+)
+def test_nobody_reads_half_a_customer(progress, said):
+    error = refusal(api.get_transactions("e1"), {"entity_id": "e1", "progress": progress, "transactions": [1]})
+    assert type(error) is BankConnectNotReadyError
+    assert str(error) == f"transactions: HTTP 200: {said}; wait for them with a sensor first"
+    assert error.status == 200
+
+
+@pytest.mark.parametrize("status", ["completed", "COMPLETED", "failed", "Failed"])
+def test_what_is_done_may_be_read_in_any_letter_case(status):
+    whole = {"progress": [{**DONE, "status": status}]}
+    assert answer_with(api.get_transactions("e1"), whole)[1] == whole
+
+
+@pytest.mark.parametrize("amount", [b"NaN", b"Infinity", b"-Infinity"])
+def test_an_amount_that_is_no_number_is_refused(amount):
+    body = (
+        b'{"progress": [{"statement_id": "s", "status": "completed"}], "transactions": [{"amount": ' + amount + b"}]}"
+    )
+    error = refusal(api.get_transactions("e1"), body)
+    assert type(error) is BankConnectResponseError
+    assert str(error) == "transactions: HTTP 200, but not JSON: NaN or Infinity is no number"
+    assert error.status == 200
+    assert error.__suppress_context__
+
+
+# get_entities
+
+
+def page(*ids, link="L", more=False):
+    return {
+        "count": 99,
+        "next": "https://elsewhere.example/steal" if more else None,
+        "previous": None,
+        "results": [{"entity_id": name, "link_id": link, "meta_data": {}} for name in ids],
+    }
+
+
+def test_the_entities_of_a_link_come_from_all_pages_once_each_in_the_vendors_order():
+    sent, value = answer_with(
+        api.get_entities("a b/c"),
+        page("e2", "e1", link="a b/c", more=True),
+        page("e1", "e3", link="a b/c", more=True),
+        page("e0", link="a b/c"),
+    )
+    assert sent == [Request("entities", "GET", f"entity/?page={number}&link_id=a%20b%2Fc") for number in (1, 2, 3)]
+    assert value == ["e2", "e1", "e3", "e0"]
+
+
+def test_a_link_without_entities_has_none():
+    assert answer_with(api.get_entities("L"), page())[1] == []
+
+
+@pytest.mark.parametrize("other", ["M", "l", "L ", "", None], ids=repr)
+def test_entities_of_another_link_are_left_out(other):
+    """Whether the vendor honours the filter is its affair: nobody reads a stranger's account."""
+    both = page("e1")
+    both["results"] += page("e2", link=other)["results"]
+    assert answer_with(api.get_entities("L"), both)[1] == ["e1"]
+
+
+def test_pages_without_end_are_an_error():
+    call = api.get_entities("L")
+    step = api.advance(call)
+    for _ in range(api.MAX_PAGES - 1):
+        step = api.advance(call, answer(page("e1", more=True)))
+    with pytest.raises(BankConnectResponseError) as caught:
+        api.advance(call, answer(page("e1", more=True)))
+    assert step.path == "entity/?page=1000&link_id=L"
+    assert str(caught.value) == "entities: HTTP 200, but still a next page after 1000"
+    assert caught.value.status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ([], "body: Input should be an object"),
+        (without("next", page("e1")), "next: Field required"),
+        (without("results", page("e1")), "results: Field required"),
+        ({**page(), "next": 2}, "next: Input should be a valid string"),
+        ({**page(), "results": [{"entity_id": "e1"}]}, "results.0.link_id: Field required"),
+        ({**page(), "results": [{"link_id": "L"}]}, "results.0.entity_id: Field required"),
+        (page(""), "results.0.entity_id: Value error, must not be blank"),
+    ],
+)
+def test_a_page_that_is_not_as_documented_is_refused_with_what_was_expected(body, problem):
+    error = refusal(api.get_entities("L"), body)
+    assert str(error) == f"entities: HTTP 200, but not the documented JSON (with next, results): {problem}"
+
+
+def test_a_bad_second_page_is_an_error_and_not_half_an_answer():
+    assert isinstance(refusal(api.get_entities("L"), page("e1", more=True), []), BankConnectResponseError)
+
+
+# Statuses and errors.
+
+ASKED = Request("some_call", "GET", "x")
+
+
+def status_error(status, retry_after=None, body=b"BODY", received_at=NOW):
+    with pytest.raises(BankConnectError) as caught:
+        check_status(ASKED, Answer(status, body, retry_after, received_at))
+    return caught.value
+
+
+def test_a_200_is_passed_on():
+    given = Answer(200, b"x")
+    assert check_status(ASKED, given) is given
+
+
+KEYS = "some_call: HTTP {}: BankConnect refuses these keys. Check API Key and Server Hash of the connection"
+REDIRECT = (
+    "some_call: HTTP {}: a redirect, which is never followed, for the keys would go along. Check the connection's host"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        *((status, BankConnectAuthError, KEYS) for status in (401, 402, 403)),
+        (404, BankConnectNotFoundError, "some_call: HTTP {}: unknown, or nothing there yet"),
+        (429, BankConnectRateLimitError, "some_call: HTTP {}: too many calls"),
+        *(
+            (status, BankConnectServerError, "some_call: HTTP {}: BankConnect failed")
+            for status in (500, 502, 503, 599)
+        ),
+        *((status, BankConnectResponseError, REDIRECT) for status in (300, 301, 302, 304, 307, 308, 399)),
+        *(
+            (status, BankConnectResponseError, "some_call: HTTP {}: expected 200")
+            for status in (100, 199, 201, 202, 204, 206, 299, 400, 405, 408, 410, 418, 428, 430, 499, 600, 999)
+        ),
+    ],
+)
+def test_each_status_is_its_error(status, kind, message):
+    error = status_error(status)
+    assert type(error) is kind
+    assert str(error) == message.format(status)
+    assert error.status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (429, "some_call: HTTP 429: too many calls (it asks to wait 120 s)"),
+        (503, "some_call: HTTP 503: BankConnect failed (it asks to wait 120 s)"),
+    ],
+)
+@pytest.mark.parametrize("header", ["120", format_datetime(NOW + timedelta(seconds=120), usegmt=True)])
+def test_what_the_vendor_asks_for_comes_with_the_error(status, message, header):
+    error = status_error(status, header)
+    assert error.retry_after == 120.0
+    assert str(error) == message
+
+
+@pytest.mark.parametrize("status", [429, 500])
+@pytest.mark.parametrize("header", [None, "", "soon", "0"])
+def test_without_a_readable_retry_after_there_is_none(status, header):
+    error = status_error(status, header)
+    assert error.retry_after is None
+    assert "asks" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, None),
+        ("", None),
+        (" ", None),
+        ("0", None),
+        ("1", 1.0),
+        (" 30 ", 30.0),
+        ("007", 7.0),
+        ("1000000001", 1e9),
+        ("9" * 400, 1e9),
+        ("9" * 100_000, 1e9),
+        ("-5", None),
+        ("+5", None),
+        ("1.5", None),
+        ("1e3", None),
+        ("٣", None),
+        ("²", None),
+        ("soon", None),
+        ("30, 60", None),
+        ("Fri, 20 Nov 2026 12:00:30 GMT", 30.0),
+        ("Fri, 20 Nov 2026 12:00:01 GMT", 1.0),
+        ("Fri, 20 Nov 2026 12:00:00 GMT", None),
+        ("Fri, 20 Nov 2026 11:59:00 GMT", None),
+        ("Fri, 20 Nov 2026 17:31:00 +0530", 60.0),
+        ("Friday, 20-Nov-26 12:00:30 GMT", 30.0),
+        ("Fri Nov 20 12:00:30 2026", 30.0),
+        ("Fri, 20 Nov 2026 12:00:30 -0000", 30.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 1e9),
+        ("Fri, 31 Dec 99999 23:59:59 GMT", None),
+        ("Fri, 20 Nov 2026 12:00:30 +9999", None),
+        ("Fri, 20 Nov 2026", 0),
+        ("Fri, 99 Nov 2026 12:00:30 GMT", None),
+        ("Sun, 01 Jan 0001 00:00:00 +2359", None),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_retry_after_is_read_in_both_its_forms(header, expected):
+    assert retry_after_seconds(header, NOW) == (expected or None)
+
+
+def test_a_date_is_counted_from_the_time_of_the_answer():
+    later = NOW.astimezone(KOLKATA) + timedelta(seconds=10)
+    assert retry_after_seconds("Fri, 20 Nov 2026 12:00:30 GMT", later) == 20.0
+
+
+@settings(often, max_examples=300)
+@given(
+    st.text()
+    | st.text("0123456789 :,-+.MonJaGTE", max_size=40)
+    | st.from_regex(r"(Mon, )?\d{1,3}[ -](Jan|Feb|Dec)[ -]\d{1,6} \d{1,3}:\d\d(:\d{1,3})? ([+-]\d{1,6}|GMT|EST|[A-Z])?")
+)
+def test_no_retry_after_whatever_is_more_than_a_wait(header):
+    seconds = retry_after_seconds(header, NOW)
+    assert seconds is None or 0 < seconds <= 1e9
+
+
+# Back-off.
+
+
+@pytest.mark.parametrize(
+    ("failures", "ceiling"),
+    [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60), (17, 60), (100, 60), (10**9, 60)],
+)
+def test_the_backoff_doubles_up_to_a_minute(failures, ceiling):
+    assert api.backoff(failures, jitter=1.0) == ceiling
+    assert api.backoff(failures, jitter=0.25) == ceiling / 4
+    assert api.backoff(failures, jitter=0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("jitter", "retry_after", "expected"),
+    [(0.5, None, 4.0), (0.5, 0.0, 4.0), (0.5, 3.9, 4.0), (0.5, 4.1, 4.1), (0.0, 300.0, 300.0), (0.0, 0.5, 0.5)],
+)
+def test_the_backoff_is_never_less_than_what_the_vendor_asked_for(jitter, retry_after, expected):
+    assert api.backoff(4, jitter=jitter, retry_after=retry_after) == expected
+
+
+@often
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True), st.none() | st.floats(0, 1e9))
+def test_the_backoff_stays_within_its_bounds(failures, jitter, retry_after):
+    pause = api.backoff(failures, jitter=jitter, retry_after=retry_after)
+    assert (retry_after or 0) <= pause <= max(60.0, 2.0 ** min(failures - 1, 6), retry_after or 0)
+    assert pause <= max(60.0, retry_after or 0)
+
+
+def test_the_limits_are_those_of_the_design():
+    assert (api.MAX_RETRIES, api.MAX_BACKOFF, api.MAX_PAGES) == (3, 60.0, 1000)
+    assert api.MAX_ANSWER_BYTES == 64 * 2**20
+    assert api.DEFAULT_BASE_URL == "https://apis.bankconnect.finbox.in" + api.DEFAULT_PATH
+    assert api.DEFAULT_PATH == "/bank-connect/v1"
+
+
+# Errors.
+
+ERRORS = [
+    BankConnectError("m", status=1),
+    BankConnectAuthError("m", status=401),
+    BankConnectNotFoundError("m", status=404),
+    BankConnectRateLimitError("m", status=429, retry_after=1.5),
+    BankConnectServerError("m", status=500, retry_after=None),
+    BankConnectConnectionError("m", retry_after=3.0),
+    BankConnectCertificateError("m"),
+    BankConnectResponseError("m", status=200),
+    BankConnectNotReadyError("m", status=200),
+    BankConnectTimezoneError("m"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_survives_pickling_with_what_it_carries(error):
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert type(copy) is type(error)
+    assert str(copy) == "m"
+    assert vars(copy) == vars(error)
+    assert copy.status == error.status
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_no_error_can_become_a_skip(error):
+    """After a deferral, soft_fail turns any AirflowException into a skip."""
+    assert isinstance(error, BankConnectError)
+    assert {kind.__module__ for kind in type(error).__mro__} <= {"builtins", "airflow_provider_bankconnect.api"}
+
+
+def test_what_may_pass_by_itself_says_when_to_ask_again():
+    transient = {type(error) for error in ERRORS if isinstance(error, BankConnectTransientError)}
+    assert transient == {
+        BankConnectRateLimitError,
+        BankConnectServerError,
+        BankConnectConnectionError,
+        BankConnectCertificateError,
+    }
+    assert BankConnectConnectionError("m").retry_after is None
+    assert BankConnectConnectionError("m").status is None
+    assert BankConnectError("m").status is None
+
+
+MARKER = "S3cretOfACustomer"
+
+
+def plant(draw, value):
+    """Put the marker somewhere into a JSON value: as a value, in one, or as a name."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 4)):
+        name = draw(st.sampled_from(sorted(value)))
+        return {**value, name: plant(draw, value[name])}
+    if isinstance(value, list) and value and draw(st.integers(0, 4)):
+        return [*value, plant(draw, value[0])]
+    if isinstance(value, dict) and draw(st.booleans()):
+        kept = dict(list(value.items())[: draw(st.integers(0, len(value)))])
+        return {**kept, MARKER: None}
+    return draw(st.sampled_from([MARKER, [MARKER], {MARKER: MARKER}, f"{value} {MARKER}", {"a": [{MARKER: 1}]}]))
+
+
+@st.composite
+def planted(draw, whole):
+    text = json.dumps(plant(draw, whole))
+    cut = draw(st.sampled_from([None, None, None, -1, -3, len(text) // 2]))
+    return (text[:cut] + draw(st.sampled_from(["", "", MARKER, "\\ud800" + MARKER]))).encode()
+
+
+CALLS = [
+    (lambda: api.get_webhook_payloads("L", UTC), {"payloads": [ROW]}),
+    (lambda: api.get_progress("e1"), {"entity_id": "e1", "progress": [DONE]}),
+    (lambda: api.get_transactions("e1"), {"entity_id": "e1", "progress": [DONE], "transactions": [{"amount": 1}]}),
+    (lambda: api.get_entities("L"), page("e1")),
+]
+
+
+def error_of(call, body):
+    next(call)
+    try:
+        api.advance(call, answer(body))
+    except BankConnectError as error:
+        return error
+    return None
+
+
+@settings(often, max_examples=300)
+@given(st.data())
+def test_no_error_quotes_a_body(data):
+    ask, whole = data.draw(st.sampled_from(CALLS))
+    body = data.draw(planted(whole))
+    error = error_of(ask(), body)
+    if error is not None:
+        told = f"{error} {error!r} {error.__cause__} {vars(error)}"
+        assert MARKER not in told
+        assert str(error).startswith(f"{next(ask()).call}: HTTP 200")
+        assert error.status == 200
+        assert error.__suppress_context__ or error.__context__ is None
+
+
+@pytest.mark.parametrize("status", [204, 301, 400, 401, 404, 429, 500])
+def test_no_error_of_a_status_quotes_a_body(status):
+    error = status_error(status, MARKER, MARKER.encode())
+    assert MARKER not in f"{error} {error!r} {vars(error)}"
+
+
+def test_an_answer_does_not_show_its_body():
+    shown = repr(Answer(200, MARKER.encode(), None, NOW))
+    assert MARKER not in shown
+    assert shown.startswith("Answer(status=200, retry_after=None, received_at=")
+
+
+def test_an_answer_knows_when_it_came():
+    before = datetime.now(UTC)
+    assert before <= Answer(200, b"").received_at <= datetime.now(UTC)
+
+
+# Driving.
+
+
+def test_a_call_ends_in_a_value_that_can_cross_threads():
+    call = api.get_webhook_payloads("L", UTC)
+    assert api.advance(call) == Request("webhook_payloads", "GET", "entity/webhook_payloads/?link_id=L")
+    assert api.advance(call, answer({"payloads": []})) == Result([])
+
+
+# Ids.
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, "must be text, not NoneType"),
+        (5, "must be text, not int"),
+        (b"x", "must be text, not bytes"),
+        ("", "must not be blank, and is '': did its template find nothing?"),
+        (" \t\n\u00a0\u2003", "must not be blank, and is ' \\t\\n\\xa0\\u2003': did its template find nothing?"),
+        ("None", "must not be blank, and is 'None': did its template find nothing?"),
+        (" None\n", "must not be blank, and is ' None\\n': did its template find nothing?"),
+        (".", "must not be '.'"),
+        ("..", "must not be '..'"),
+        ("a\ud800", "has a character that cannot be sent (a lone surrogate)"),
+    ],
+    ids=repr,
+)
+def test_an_id_that_might_ask_for_something_else_is_refused_by_name(value, problem):
+    with pytest.raises(ValueError, match=r"^which_id") as caught:
+        check_id("which_id", value)
+    assert str(caught.value) == f"which_id {problem}"
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("value", ["x", "none", "NONE", "None1", "...", " . ", "0", "null", "a/b", "\u200b", "😀"])
+def test_another_id_is_taken_as_it_is(value):
+    assert check_id("which_id", value) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("link_id", lambda value: api.get_webhook_payloads(value, UTC)),
+        ("link_id", api.get_entities),
+        ("entity_id", api.get_progress),
+        ("entity_id", api.get_transactions),
+        ("account_id", lambda value: api.get_transactions("e1", value)),
+    ],
+)
+@pytest.mark.parametrize("value", ["", " ", "None", "..", "\udfff"], ids=repr)
+def test_no_call_is_sent_with_an_id_that_cannot_be_meant(name, ask, value):
+    """For a blank link the vendor might answer with everybody's payloads."""
+    with pytest.raises(ValueError, match=rf"^{name} "):
+        next(ask(value))
+
+
+ids = st.text(min_size=1, max_size=500).filter(
+    lambda text: text.strip() not in ("", "None") and text not in (".", "..")
+) | st.text("/.#?%&=+ ;:@\\aé", min_size=1, max_size=30).filter(lambda text: text.strip() and text not in (".", ".."))
+
+
+@often
+@given(ids)
+def test_a_link_of_any_characters_arrives_unchanged(link_id):
+    for call, name in ((api.get_webhook_payloads(link_id, UTC), "webhook_payloads/"), (api.get_entities(link_id), "")):
+        path = next(call).path
+        assert path.isascii()
+        assert path.isprintable()
+        parts = urlsplit(f"https://h/v1/{path}")
+        assert parts.path == f"/v1/entity/{name}"
+        assert parts.fragment == ""
+        query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=True, errors="strict")
+        assert query.pop("link_id") == [link_id]
+        assert query in ({}, {"page": ["1"]})
+
+
+@pytest.mark.parametrize("link_id", ["ß日本語हिन्दी😀/&#%? "[:12] * 50, "a" * 500, "%2F&link_id=x#?+ /" * 25])
+def test_a_long_link_in_any_script_arrives_unchanged(link_id):
+    query = urlsplit("https://h/" + next(api.get_webhook_payloads(link_id, UTC)).path).query
+    assert parse_qs(query, strict_parsing=True) == {"link_id": [link_id]}
+
+
+@often
+@given(ids)
+def test_an_entity_id_never_leaves_its_place(entity_id):
+    for call in (api.get_progress(entity_id, "identity"), api.get_transactions(entity_id)):
+        path = next(call).path
+        assert path.isascii()
+        parts = urlsplit(f"https://h/{path}")
+        _, entity, kept, analysis, end = parts.path.split("/")
+        assert (entity, analysis in api.ANALYSES, end) == ("entity", True, "")
+        assert (parts.query, parts.fragment) == ("", "")
+        assert unquote(kept, errors="strict") == entity_id
+        assert kept not in (".", "..")
+
+
+@pytest.mark.parametrize(
+    ("entity_id", "kept"),
+    [
+        ("../../admin", "..%2F..%2Fadmin"),
+        ("e1/identity/", "e1%2Fidentity%2F"),
+        ("e1?x=1#y", "e1%3Fx%3D1%23y"),
+        ("%2e%2e", "%252e%252e"),
+        ("..\\x", "..%5Cx"),
+        ("a b+c", "a%20b%2Bc"),
+    ],
+)
+def test_what_looks_like_a_path_is_encoded(entity_id, kept):
+    assert next(api.get_progress(entity_id)).path == f"entity/{kept}/transactions/"
+
+
+# Webhook modes.
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        (WebhookMode.NET_BANKING, WebhookMode.NET_BANKING),
+        (WebhookMode.NET_BANKING_AND_MANUAL, WebhookMode.NET_BANKING_AND_MANUAL),
+        (0, WebhookMode.NET_BANKING),
+        (1, WebhookMode.NET_BANKING_AND_MANUAL),
+        ("0", WebhookMode.NET_BANKING),
+        (" 1\n", WebhookMode.NET_BANKING_AND_MANUAL),
+        ("NET_BANKING", WebhookMode.NET_BANKING),
+        ("net_banking_and_manual", WebhookMode.NET_BANKING_AND_MANUAL),
+        (" NET_BANKING ", WebhookMode.NET_BANKING),
+        ("WebhookMode.NET_BANKING", WebhookMode.NET_BANKING),
+        ("WebhookMode.NET_BANKING_AND_MANUAL", WebhookMode.NET_BANKING_AND_MANUAL),
+    ],
+)
+def test_a_mode_is_the_enum_its_number_or_either_as_text(given, mode):
+    assert WebhookMode.parse(given) is mode
+
+
+@pytest.mark.parametrize(
+    "given", [True, False, 2, -1, "2", "", "None", None, 1.0, "1.0", "True", "MANUAL", "01", [1], b"1"], ids=repr
+)
+def test_another_mode_is_refused_with_the_allowed_ones(given):
+    with pytest.raises(ValueError, match=r"^webhook_mode") as caught:
+        WebhookMode.parse(given)
+    assert str(caught.value) == (
+        f"webhook_mode must be one of 0 (NET_BANKING), 1 (NET_BANKING_AND_MANUAL), not {given!r}"
+    )
+
+
+def test_a_mode_says_what_it_silences():
+    assert WebhookMode.NET_BANKING.silences == (
+        "statements uploaded by hand (PDF) will send no webhook: choose NET_BANKING_AND_MANUAL to hear of them"
+    )
+    assert WebhookMode.NET_BANKING_AND_MANUAL.silences == (
+        "nothing is silenced: net banking and manual (PDF) statements both send webhooks"
+    )
