@@ -15,7 +15,7 @@ TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])
 CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
-.PHONY: help install lint types test demo constraints clean
+.PHONY: help install lint types test demo mutants constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -49,6 +49,17 @@ test: lint types  ## Style, types and every test
 demo: $(READY)  ## BankConnect played here, and a real Airflow that registers, waits and works
 	@$(PY) -W ignore scripts/demo.py
 
+mutants: $(READY)  ## How many planted defects in the protocol and the verdict the unit tests find: six minutes
+	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \
+	else $(PY) -m pip install --quiet -c $(CONSTRAINTS) --group mutants; fi
+	rm -rf mutants
+	$(VENV)/bin/mutmut run --max-children 2
+	$(VENV)/bin/mutmut results
+	$(VENV)/bin/mutmut export-cicd-stats
+	@$(PY) -c "import json; s = json.load(open('mutants/mutmut-cicd-stats.json')); \
+	print(f'{s[\"killed\"]} of {s[\"total\"]} killed: {s[\"killed\"] / s[\"total\"]:.1%}'); \
+	raise SystemExit(s['killed'] < 0.95 * s['total'])"
+
 constraints: $(READY)  ## The constraint files anew: what pyproject.toml declares now, the rest as it is
 	for file in constraints/constraints-*.txt; do \
 		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); cp $$file $$file.known; \
@@ -58,4 +69,4 @@ constraints: $(READY)  ## The constraint files anew: what pyproject.toml declare
 	done
 
 clean:  ## Away with all that make made
-	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .demo mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

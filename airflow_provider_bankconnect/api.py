@@ -123,7 +123,7 @@ class WebhookMode(IntEnum):
         :raises ValueError: for anything else; names ``webhook_mode`` and the allowed values.
         """
         text = str(value).strip()
-        name = text.rpartition(".")[2].upper()
+        name = text.removeprefix("WebhookMode.").upper()
         for mode in cls:
             if not isinstance(value, bool) and (name == mode.name or text == str(mode.value)):
                 return mode
@@ -366,7 +366,7 @@ def get_entities(link_id: str) -> Call[list[str]]:
         answer = _read(_EntityPage, request, (yield request))
         found |= dict.fromkeys(entity.entity_id for entity in answer.results if entity.link_id == link_id)
         # The vendor's own `next` is not followed: the keys go to the connection's base URL and nowhere else.
-        if answer.next is None:
+        if not answer.next:
             return list(found)
     raise BankConnectResponseError(f"entities: HTTP 200, but still a next page after {MAX_PAGES}", status=200)
 

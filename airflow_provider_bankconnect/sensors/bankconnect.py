@@ -198,7 +198,7 @@ class _BankConnectSensor(BaseSensorOperator):
         return verdict
 
     def _begin(self, hook: BankConnectHook, context: Context) -> _Wait:
-        rescheduled = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
+        rescheduled = _first_start(context) if self.reschedule else None
         return _Wait(hook, Streak(self.log), started=rescheduled or datetime.now(UTC), is_new=rescheduled is None)
 
     def _get_next_poke_interval(
@@ -248,6 +248,20 @@ class _BankConnectSensor(BaseSensorOperator):
         # In reschedule mode each look is a process of its own, and knows of no other.
         times = "" if self.reschedule and not self.deferrable else f", looked {looks} time{'' if looks == 1 else 's'}"
         return f"Waited {waited} for {self._gate()}{times}"
+
+
+def _first_start(context: Context) -> datetime | None:
+    """Say when a task that was rescheduled began; None where it was not."""
+    ti: Any = context["ti"]
+    if hasattr(ti, "get_first_reschedule_date"):
+        first: datetime | None = ti.get_first_reschedule_date(context)
+    else:
+        # Airflow 2.11 keeps it to itself.
+        from airflow.sensors.base import _orig_start_date  # type: ignore[import-not-found] # noqa: PLC0415
+
+        try_number = (ti.max_tries or 0) - (ti.task.retries or 0) + 1
+        first = _orig_start_date(ti.dag_id, ti.task_id, ti.run_id, ti.map_index, try_number)
+    return first
 
 
 class BankConnectWebhookPayloadSensor(_BankConnectSensor):

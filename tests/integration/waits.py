@@ -20,6 +20,13 @@ try:
 except ImportError:
     from airflow.exceptions import AirflowRescheduleException
 
+try:
+    from airflow.sensors import base as sensor_base
+
+    AIRFLOW_3 = not hasattr(sensor_base, "_orig_start_date")
+except ImportError:
+    AIRFLOW_3 = True
+
 MODES = ("poke", "reschedule", "deferred")
 
 
@@ -46,11 +53,23 @@ class Outcome:
 class TaskInstance:
     """The little of a task instance that a sensor asks for."""
 
+    max_tries = 0
+    dag_id = run_id = "run"
+    task_id = "wait"
+    map_index = -1
+
     def __init__(self) -> None:
         self.first_reschedule: datetime | None = None
+        self.task = self
+        self.retries = 0
+        if not AIRFLOW_3:
+            # There it is read from the database.
+            sensor_base._orig_start_date = lambda *_, **__: self.first_reschedule
 
-    def get_first_reschedule_date(self, _context: object) -> datetime | None:
-        return self.first_reschedule
+    if AIRFLOW_3:
+
+        def get_first_reschedule_date(self, _context: object) -> datetime | None:
+            return self.first_reschedule
 
 
 def build(sensor: type, mode: str, **arguments: Any) -> Any:
