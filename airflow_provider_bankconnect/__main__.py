@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,11 +13,10 @@ from airflow_provider_bankconnect.explain import explain
 from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
 
 if TYPE_CHECKING:
-    from airflow_provider_bankconnect.explain import Elsewhere
     from airflow_provider_bankconnect.gate import Gate
     from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 
-# Where a history is silent, so many of the link's entities are asked for their progress, and the small way.
+# Where a history keeps a gate shut, so many of the link's entities are asked for their progress: the small way.
 _MOST_ENTITIES: Final = 10
 _SMALL_ANALYSIS: Final = "accounts"
 
@@ -41,32 +41,50 @@ def _ask(conn_id: str, gate: Gate) -> str:
     # Not before the arguments are right: importing Airflow takes seconds.
     from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook  # noqa: PLC0415
 
-    with BankConnectHook(conn_id) as hook:
-        said = ""
+    # Without retries: somebody looks at a screen.
+    with BankConnectHook(conn_id, max_retries=0) as hook:
+        rows: list[Any] = []
+        said = elsewhere = None
         try:
-            rows: list[Any] = hook.run(gate.ask(hook.settings.timezone))
+            rows = hook.run(gate.ask(hook.settings.timezone))
         except api.BankConnectNotFoundError as error:
-            rows, said = [], f"\nBankConnect said: {error}"
-        elsewhere = None
-        if isinstance(gate, HistoryGate) and not rows:
-            try:
-                elsewhere = _ask_elsewhere(hook, gate.expectation.link_id or "")
-            except api.BankConnectNotFoundError:
-                said += (
-                    "\nIt gives the same answer to the list of the link's entities: is the path in the connection's "
-                    f"host right ({hook.settings.base_url})?"
-                )
-            except api.BankConnectError as error:
-                said += f"\nThe link's entities could not be asked: {error}"
-        return explain(gate, rows, datetime.now(UTC), elsewhere) + said
+            said = error
+        now = datetime.now(UTC)
+        if said is not None or _is_shut(gate, rows, now):
+            elsewhere = _ask_elsewhere(hook, gate, said)
+        page = explain(gate, rows, now, elsewhere)
+        return page if said is None else f"{page}\n\nBankConnect said: {said}."
 
 
-def _ask_elsewhere(hook: BankConnectHook, link_id: str) -> Elsewhere:
-    """Ask what the link's entities have under way: a history may leave out what sent no webhook."""
-    return {
-        entity_id: hook.get_progress(entity_id, _SMALL_ANALYSIS)
-        for entity_id in hook.get_entities(link_id)[:_MOST_ENTITIES]
-    }
+def _is_shut(gate: Gate, rows: list[Any], now: datetime) -> bool:
+    """Whether it is worth asking what else BankConnect knows."""
+    try:
+        return isinstance(gate, HistoryGate) and gate.judge(rows, now).state != "passed"
+    except api.BankConnectTimezoneError:
+        return False
+
+
+def _ask_elsewhere(
+    hook: BankConnectHook, gate: Gate, said: api.BankConnectNotFoundError | None
+) -> dict[str, list[api.StatementProgress]] | None:
+    """Ask what the link's entities have under way: a history may leave out what sent no webhook. None: no answer."""
+    # For a gate without a link, one that nobody has: all that matters then is whether there is an answer.
+    link_id = gate.expectation.link_id or str(uuid.uuid4())
+    try:
+        entities = hook.get_entities(link_id)[:_MOST_ENTITIES]
+    except api.BankConnectNotFoundError as error:
+        if said is None:
+            return None
+        raise api.BankConnectNotFoundError(
+            f"BankConnect answers 404 to all that was asked ({said}; {error}). Is the path in the connection's host "
+            f"right ({hook.settings.base_url})?"
+        ) from None
+    except api.BankConnectError:
+        return None
+    try:
+        return {entity_id: hook.get_progress(entity_id, _SMALL_ANALYSIS) for entity_id in entities}
+    except api.BankConnectError:
+        return None
 
 
 def _gate(options: argparse.Namespace) -> Gate:

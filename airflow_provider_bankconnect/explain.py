@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from airflow_provider_bankconnect.api import BankConnectTimezoneError, StatementProgress, WebhookPayload
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 
 _OVER: Final = {"completed", "failed"}
 _OLD: Final = timedelta(days=1)
+# What to check, as questions without their mark.
 _BEGUN: Final = "is the link spelt as the SDK was given it, and has the customer begun"
 _REGISTERED: Final = (
-    "is the webhook endpoint registered, with webhook_mode 1 if customers upload PDFs "
-    "(an update that leaves the mode out resets it to 0, and PDFs may never get a row)"
+    "is the webhook endpoint registered, with webhook_mode 1 for PDFs (an update that leaves it out resets it to 0)"
 )
+_UNLINKED: Final = "was a PDF uploaded without the link (no link's history has it, only its entity's progress)"
 _SINCE: Final = "is since right, and is the connection's timezone that of BankConnect's times"
 _UPLOADED: Final = (
-    "is the entity_id right, and has the customer uploaded anything "
+    "is entity_id right, and has the customer uploaded anything "
     "(a failed login never shows here, only among the link's webhook payloads)"
 )
+_SPREAD: Final = "statements of several entities are never added up"
 _HEADINGS: Final = {"passed": "OPEN", "pending": "STILL WAITING", "failed": "FAILED"}
 _ON_FAILED: Final = (
     '  "fail"  the task fails, and is not retried (the default)',
@@ -48,7 +50,7 @@ def in_short(gate: Gate, verdict: Verdict) -> str:
     if verdict.state == "pending" and not verdict.rows:
         return f"{verdict.because} (to check: {'; '.join(_checks(gate))})"
     if _is_spread(gate, verdict):
-        return f"{verdict.because} by any one entity (those of several are never added up: is entity_id needed)"
+        return f"{verdict.because} ({_SPREAD})"
     return verdict.because
 
 
@@ -61,7 +63,7 @@ def explain(
     """Say which rule counted or dropped each row that a ledger gave, and what comes of it.
 
     :param now: aware; the time of the verdict.
-    :param elsewhere: the progress of each of the link's entities, for a history without a row; None: not asked.
+    :param elsewhere: the progress of each of the link's entities, for a history that keeps its gate shut.
     """
     if isinstance(gate, HistoryGate):
         return _explain_history(gate, [row for row in rows if isinstance(row, WebhookPayload)], now, elsewhere)
@@ -74,38 +76,42 @@ def _explain_history(
     try:
         verdict = gate.judge(rows, now)
     except BankConnectTimezoneError as error:
-        zone = next(row.date_time.tzname() for row in rows)
         return _page(
             f"ERROR: {gate}: {error}.",
             _history_table(gate, rows, None),
             ["The sensor ends with this error, whatever on_failed and soft_fail say."],
-            [f"do the times above look right? They were read as {zone}, as the connection's timezone says"],
+            [f"Set the connection's timezone to that of BankConnect's times: they were read as {_zone(rows)}."],
         )
-    wanted = gate.expectation
     because = verdict.because if verdict.rows else "no row that counts" if rows else "no row at all"
-    hints: list[str] = []
-    if not rows:
-        hints = _silent(elsewhere)
-    elif verdict.state == "pending" and (dropped := sum(why_out_of_sight(wanted, row) is not None for row in rows)):
-        given = {"entity_id": wanted.entity_id, "statement_id": wanted.statement_id, "since": wanted.since}
-        names = " and ".join(name for name, value in given.items() if value is not None) or "link_id"
-        zone_too = ", and is the connection's timezone that of BankConnect's times" if wanted.since else ""
-        hints = [f"{dropped} of {len(rows)} rows do not count: is what was asked for right ({names}){zone_too}"]
-    elif verdict.state == "passed" and wanted.since is None and wanted.statement_id is None:
-        oldest = verdict.rows[-1].date_time or ""
-        if now - datetime.fromisoformat(oldest) > _OLD:
-            hints = [
-                f"is the row of {_time(oldest)} one that you wait for? Without since, rows of any age count: "
-                "a link that is used again opens at once on its last run's rows"
-            ]
-    if _is_spread(gate, verdict):
-        hints.append("statements of several entities are never added up: is entity_id needed, to say which is meant")
+    unheard = _unheard(gate, rows, elsewhere or {}) if verdict.state != "passed" else {}
     return _page(
         f"{_HEADINGS[verdict.state]}: {gate}: {because}.",
-        _history_table(gate, rows, verdict),
+        [*_history_table(gate, rows, verdict), *_unheard_table(unheard)],
         [*_missing(gate, verdict), *_outcome(gate, verdict)],
-        hints,
+        [*_history_hints(gate, rows, verdict, now), *_unheard_hints(rows, unheard, elsewhere)],
     )
+
+
+def _history_hints(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: Verdict, now: datetime) -> list[str]:
+    wanted = gate.expectation
+    hints = []
+    if verdict.state == "passed" and wanted.since is None and wanted.statement_id is None:
+        oldest = datetime.fromisoformat(verdict.rows[-1].date_time or "")
+        if now - oldest > _OLD:
+            hints.append(
+                f"Is the row of {_time(oldest)} one that you wait for? Without since, rows of any age count, "
+                "and a link that is used again opens at once."
+            )
+    dropped = [row for row in rows if why_out_of_sight(wanted, row) is not None]
+    if verdict.state == "pending" and dropped:
+        if wanted.since is not None and any(row.date_time < wanted.since for row in dropped):
+            hints.append(_question(_SINCE))
+        given = {"entity_id": wanted.entity_id, "statement_id": wanted.statement_id}
+        if names := " and ".join(name for name, value in given.items() if value is not None):
+            hints.append(_question(f"is {names} right"))
+    if _is_spread(gate, verdict):
+        hints.append(f"{_SPREAD[0].upper()}{_SPREAD[1:]}: entity_id says which is meant.")
+    return hints
 
 
 def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], now: datetime) -> str:
@@ -119,12 +125,12 @@ def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], no
             remark = "does not count: of another statement"
         lines.append(_line(status, item.statement_id, item.message or item.source or "", remark))
     because = verdict.because if verdict.rows else "no statement that counts" if items else "no statement at all"
-    hints = [] if verdict.rows else [*_checks(gate)] if not items else ["is what was asked for right (statement_id)"]
+    check = "is statement_id right" if items else _UPLOADED
     return _page(
         f"{_HEADINGS[verdict.state]}: {gate}: {because}.",
         lines,
         [*_missing(gate, verdict), *_outcome(gate, verdict)],
-        hints,
+        [] if verdict.rows else [_question(check)],
     )
 
 
@@ -151,34 +157,79 @@ def _history_table(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: V
             else:
                 remark = _history_remark(gate, row, verdict, is_current=row in current)
             told.add(row)
-            when = f"{_time(given.date_time)}  "
+            when = f"{_time(row.date_time)}  "
             lines.append(_line(given.progress, row.statement_id, row.reason, remark, when))
     return lines
 
 
 def _history_remark(gate: HistoryGate, row: WebhookPayload, verdict: Verdict | None, *, is_current: bool) -> str:
-    dropped = why_out_of_sight(gate.expectation, row)
-    if dropped is not None:
-        return f"does not count: {dropped}"
-    if not row.statement_id:
-        return "does not count: a failed login is no statement"
-    if not is_current:
-        return "does not count: the same statement has a newer row"
     progress = row.progress.lower()
-    if progress not in _OVER:
-        return "still going"
-    if verdict is not None and verdict.state == "passed":
-        if Row.of_payload(row) in verdict.rows:
-            return "counts"
-        if progress == "completed":
-            return f"another entity opens the gate, {_plain(verdict.rows[0].entity_id)}"
-        return "it failed, but enough others are completed"
-    return "counts" if progress == "completed" else "it failed"
+    remark = "counts"
+    if (dropped := why_out_of_sight(gate.expectation, row)) is not None:
+        remark = f"does not count: {dropped}"
+    elif not row.statement_id:
+        remark = "does not count: a failed login is no statement"
+    elif not is_current:
+        remark = "does not count: the same statement has a newer row"
+    elif verdict is None:
+        remark = "not judged"
+    elif progress not in _OVER:
+        remark = "still going"
+    elif progress == "failed":
+        remark = "it failed, but enough others are completed" if verdict.state == "passed" else "it failed"
+    elif verdict.state == "passed" and row.entity_id != verdict.rows[0].entity_id:
+        remark = f"not in the result: entity {_plain(verdict.rows[0].entity_id)} opens the gate"
+    return remark
+
+
+def _unheard(
+    gate: HistoryGate, rows: Sequence[WebhookPayload], elsewhere: Elsewhere
+) -> dict[str, list[StatementProgress]]:
+    """Find the statements of the link's entities that the history has no row of."""
+    heard = {row.statement_id for row in rows}
+    wanted = gate.expectation
+    return {
+        entity_id: unheard
+        for entity_id, items in sorted(elsewhere.items())
+        if wanted.entity_id in {None, entity_id}
+        and (unheard := sorted((i for i in items if i.statement_id not in heard), key=lambda i: i.statement_id))
+    }
+
+
+def _unheard_table(unheard: Mapping[str, Sequence[StatementProgress]]) -> list[str]:
+    lines = []
+    for entity_id, items in unheard.items():
+        lines.append(f"Entity {_plain(entity_id)}, known to BankConnect but not in this history:")
+        for item in items:
+            status = (item.status or "").lower()
+            remark = "over, and yet without a row" if status in _OVER else "still going: its row comes when it is over"
+            lines.append(_line(status, item.statement_id, item.source or "", remark))
+    return lines
+
+
+def _unheard_hints(
+    rows: Sequence[WebhookPayload],
+    unheard: Mapping[str, Sequence[StatementProgress]],
+    elsewhere: Elsewhere | None,
+) -> list[str]:
+    """Say why a history may be silent, as far as the link's entities tell."""
+    if any((item.status or "").lower() in _OVER for items in unheard.values() for item in items):
+        return [
+            _question(_REGISTERED),
+            "BankConnectProgressSensor sees the statements without a row: it needs no webhook.",
+        ]
+    if rows or unheard:
+        return []
+    if elsewhere is None:
+        return [_question(_BEGUN), _question(_UNLINKED), _question(_REGISTERED)]
+    if not elsewhere:
+        return [f"BankConnect knows no entity of this link: {_BEGUN}?", _question(_UNLINKED)]
+    return ["BankConnect knows the link, but nothing was uploaded yet: has the customer finished?"]
 
 
 def _missing(gate: Gate, verdict: Verdict) -> list[str]:
     """Say what has to come before the gate opens."""
-    if verdict.state != "pending":
+    if verdict.state == "passed" or (verdict.state == "failed" and not isinstance(gate, HistoryGate)):
         return []
     lines = []
     # A failed statement is done in a snapshot; in a history the customer may upload another.
@@ -203,43 +254,22 @@ def _outcome(gate: Gate, verdict: Verdict) -> list[str]:
     if verdict.state == "passed":
         return ["The sensor opens, whatever on_failed says."]
     if verdict.state == "failed":
-        return ["What the sensor does now is for on_failed to say:", *_ON_FAILED]
+        return ["What happens now, on_failed decides:", *_ON_FAILED]
     lines = ["The sensor goes on waiting, whatever on_failed says."]
     newest = verdict.rows[0] if verdict.rows else None
     if newest and newest.date_time and newest.progress == "failed" and all(r.progress in _OVER for r in verdict.rows):
-        until = datetime.fromisoformat(newest.date_time) + gate.expectation.failure_grace
+        until = _time(datetime.fromisoformat(newest.date_time) + gate.expectation.failure_grace)
         lines = [
-            f"The sensor goes on waiting until {_time(until.isoformat())} UTC. If nothing better has come by then, "
-            "it is for on_failed to say:",
+            f"The sensor goes on waiting. If nothing better comes until {until} UTC, on_failed decides:",
             *_ON_FAILED,
         ]
     return lines
 
 
-def _silent(elsewhere: Elsewhere | None) -> list[str]:
-    """Say why a history may have no row, as far as the link's entities tell."""
-    if elsewhere is None:
-        return [_BEGUN, _REGISTERED]
-    if not elsewhere:
-        return ["BankConnect knows no entity of this link: " + _BEGUN]
-    if not any(elsewhere.values()):
-        return ["BankConnect knows the link, but nothing has been uploaded yet: has the customer finished"]
-    hints = []
-    for entity_id, items in sorted(elsewhere.items()):
-        said = ", ".join(sorted(f"{_plain(item.statement_id)} ({_source(item)})" for item in items))
-        hints.append(f"entity {_plain(entity_id)} has {said}, and the link's history does not: {_REGISTERED}")
-    hints.append("BankConnectProgressSensor, which needs no webhook, sees these statements: would that do")
-    return hints
-
-
-def _source(item: StatementProgress) -> str:
-    return ", ".join(_plain(word) for word in (item.source, (item.status or "still going").lower()) if word)
-
-
 def _checks(gate: Gate) -> list[str]:
     if not isinstance(gate, HistoryGate):
         return [_UPLOADED]
-    return [*([_SINCE] if gate.expectation.since else []), _BEGUN, _REGISTERED]
+    return [*([_SINCE] if gate.expectation.since else []), _BEGUN, _UNLINKED, _REGISTERED]
 
 
 def _is_spread(gate: Gate, verdict: Verdict) -> bool:
@@ -262,8 +292,16 @@ def _line(progress: str, statement_id: str, said: str, remark: str, when: str = 
     return f"  {when}{_plain(progress or 'no status'):<10}  {what}{words}: {remark}"
 
 
-def _time(text: str | None) -> str:
-    return (text or "")[:19].replace("T", " ")
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _zone(rows: Sequence[WebhookPayload]) -> str:
+    return str(rows[0].date_time.tzinfo)
+
+
+def _question(check: str) -> str:
+    return f"{check[0].upper()}{check[1:]}?"
 
 
 def _plain(text: str) -> str:
@@ -272,7 +310,5 @@ def _plain(text: str) -> str:
 
 
 def _page(verdict: str, table: list[str], outcome: list[str], hints: list[str]) -> str:
-    page = [verdict, *table, *outcome]
-    if hints:
-        page += ["To check:", *(f"- {hint[0].upper()}{hint[1:]}{'' if '?' in hint else '?'}" for hint in hints)]
-    return "\n".join(page)
+    parts = [[verdict], table, outcome, ["To check:", *(f"- {hint}" for hint in hints)] if hints else []]
+    return "\n\n".join("\n".join(part) for part in parts if part)

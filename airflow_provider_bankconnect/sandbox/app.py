@@ -126,8 +126,8 @@ class Vendor:
         wire: Wire = request.scope["state"]["wire"]
         ago = sum(fault.seconds for fault in faults if fault.kind == "stale")
         delay = sum(fault.seconds for fault in faults if fault.kind == "delay")
-        if delay:
-            await self._sleep(delay)
+        if delay and await self._stops_within(delay):
+            return _Reset(wire)
         ending = next((fault for fault in faults if fault.kind in ENDINGS), None)
         if ending is not None and ending.kind != "half":
             return _broken(ending, wire)
@@ -140,16 +140,14 @@ class Vendor:
         response = JSONResponse(value, status, headers={"date": formatdate(usegmt=True)})
         return response if ending is None else _Half(wire, response)
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _stops_within(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(self.stopping.wait(), seconds)
+            return await asyncio.wait_for(self.stopping.wait(), seconds)
         except TimeoutError:
-            return
+            return False
 
     def _answer(self, call: _Call, record: Record, ago: float) -> Answer:
-        if not record.path.startswith(f"{PREFIX}/"):
-            return 404, _NOT_FOUND
-        if not self._keys.fit(record.headers):
+        if record.path.startswith(f"{PREFIX}/") and not self._keys.fit(record.headers):
             return 401, _UNAUTHENTICATED
         if call.name == "unknown":
             return 404, _NOT_FOUND

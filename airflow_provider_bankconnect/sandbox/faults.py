@@ -56,7 +56,7 @@ class Faults:
             return [one.fault for one in self._set if not _used_up(one)]
 
     def for_request(self, call: str) -> list[Fault]:
-        """Choose what befalls one answer: any number of changes, and at most one ending, which comes last."""
+        """Choose what befalls one answer: any number of changes, and at most one ending: the first."""
         if not self._set:
             return []
         return self._choose(
@@ -72,18 +72,19 @@ class Faults:
         )
 
     def _choose(self, candidates: list[_Set]) -> list[Fault]:
-        changes: list[Fault] = []
+        chosen: list[Fault] = []
+        ended = False
         with self._lock:
             for one in candidates:
-                if _used_up(one) or not self._in_its_time(one):
+                ending = one.fault.kind in ENDINGS
+                if _used_up(one) or not self._in_its_time(one) or (ending and ended):
                     continue
                 if one.fault.probability < 1 and one.dice.random() >= one.fault.probability:
                     continue
                 one.used += 1
-                changes.append(one.fault)
-                if one.fault.kind in ENDINGS:
-                    break
-        return changes
+                chosen.append(one.fault)
+                ended = ended or ending
+        return chosen
 
     def _in_its_time(self, one: _Set) -> bool:
         seconds = (self._clock() - one.since).total_seconds()

@@ -11,12 +11,12 @@ and then, with the variable that makes it Airflow's connection ``bankconnect_def
 
     def test_my_task_survives_a_bad_minute(bankconnect_connection):
         bankconnect_connection.play(Statement(link_id="loan-4711", statement_id="s-1"))
-        bankconnect_connection.fault(Fault(kind="status", status=503, times=2))
+        bankconnect_connection.fault(Fault(kind="status", status=503, times=1))
 
         rows = BankConnectHook().get_webhook_payloads("loan-4711")
 
         assert [row.statement_id for row in rows] == ["s-1"]
-        assert len(bankconnect_connection.calls("webhook_payloads")) == 3
+        assert len(bankconnect_connection.calls("webhook_payloads")) == 2
 
 Parametrize ``bankconnect_sandbox`` indirectly with a dict to pass arguments to :class:`Sandbox`, say
 ``@pytest.mark.parametrize("bankconnect_sandbox", [{"timezone": "Asia/Kolkata"}], indirect=True)``.

@@ -159,8 +159,10 @@ class WireServer:
     async def start(self, sockets: list[socket.socket], context: ssl.SSLContext) -> None:
         """Begin to serve."""
         loop = asyncio.get_running_loop()
+        # asyncio would wait half a minute for the goodbye of a client that does not look.
+        secured: Any = {"ssl": context, "ssl_shutdown_timeout": 1.0, "backlog": _BACKLOG}
         for sock in sockets:
-            server = await loop.create_server(lambda: Wire(self), sock=sock, ssl=context, backlog=_BACKLOG)
+            server = await loop.create_server(lambda: Wire(self), sock=sock, **secured)
             self._servers.append(server)
 
     async def stop(self) -> None:

@@ -91,3 +91,10 @@ def test_every_error_that_the_readme_names_is_there():
     told = set(re.findall(r"`(BankConnect\w+Error)`", README))
     public = {name for name in dir(api) if re.fullmatch(r"BankConnect\w+Error", name)}
     assert public - told <= {"BankConnectTransientError"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "integration" / "explain").glob("*.txt")), ids=lambda p: p.stem
+)
+def test_what_explain_says_in_the_readme_is_what_a_test_had_it_say(path):
+    assert f"```console\n{path.read_text(encoding='utf-8').rstrip()}\n```" in README

@@ -1,0 +1,427 @@
+"""What ``explain`` says of each story is what a colleague would say, and what a timeout says is its short form."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from gate_cases import CASES, expectation, payloads
+from stories import CUSTOMER, LINK, statement, wrong_password
+
+from airflow_provider_bankconnect.__main__ import main
+from airflow_provider_bankconnect.api import WebhookMode
+from airflow_provider_bankconnect.explain import explain, in_short
+from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.sandbox import Fault, Sandbox
+
+PINNED = Path(__file__).with_name("explain")
+COMMAND = "python -m airflow_provider_bankconnect explain"
+NOW = datetime(2025, 3, 6, 13, 0, tzinfo=UTC)
+OTHER_CUSTOMER = "customer-2"
+OPENS = "The sensor opens, whatever on_failed says."
+WAITS = "The sensor goes on waiting, whatever on_failed says."
+ON_FAILED = [
+    '  "fail"  the task fails, and is not retried (the default)',
+    '  "skip"  the task is skipped',
+    '  "wait"  the sensor goes on waiting',
+    '  "pass"  the sensor opens, and gives the failed rows along with the others',
+]
+ASK_BEGUN = "Is the link spelt as the SDK was given it, and has the customer begun?"
+
+
+@pytest.fixture
+def box(request):
+    with Sandbox(**getattr(request, "param", {})) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def ask(capsys, connection):  # noqa: ARG001 - the command reads it
+    """Run the command, and give its lines."""
+
+    def ask(*arguments):
+        assert main(["explain", *arguments]) == 0
+        said, errors = capsys.readouterr()
+        assert errors == ""
+        return said.splitlines()
+
+    return ask
+
+
+@pytest.fixture
+def refused(capsys, connection):  # noqa: ARG001 - the command reads it
+    """Run the command, which cannot ask, and give the one line that it says."""
+
+    def refused(*arguments):
+        assert main(["explain", *arguments]) == 1
+        said, errors = capsys.readouterr()
+        assert said == ""
+        assert errors.count("\n") == 1
+        return errors
+
+    return refused
+
+
+def put(box, time, statement_id, progress="completed", **more):
+    """Put a row of 6 March 2025 into the history."""
+    row = {"link_id": LINK, "entity_id": CUSTOMER, "statement_id": statement_id, "progress": progress, **more}
+    box.payload(date_time=datetime.fromisoformat(f"2025-03-06T{time}+00:00"), **row)
+
+
+def wrong_password_then_success(box):
+    for time in ("12:41:52", "12:44:10"):
+        put(box, time, "", "failed", reason="Incorrect user ID or password")
+    put(box, "12:46:33", "march")
+
+
+def next_month(box):
+    put(box, "12:46:33", "march")
+
+
+def history_silent(box):
+    with BankConnectHook() as hook:
+        for mode in (WebhookMode.NET_BANKING_AND_MANUAL, WebhookMode.NET_BANKING):
+            hook.update_webhook(box.inbox_url, webhook_mode=mode, allow_private_host=True)
+    box.play(statement("march", mode="pdf"))
+
+
+@pytest.mark.parametrize(
+    ("story", "commands", "box"),
+    [
+        (wrong_password_then_success, [f"--link {LINK} --since 2025-03-06"], {}),
+        (next_month, [f"--link {LINK}", f"--link {LINK} --since 2025-04-01"], {}),
+        (history_silent, [f"--link {LINK}", f"--entity {CUSTOMER}"], {"history_omits_unsent": True}),
+    ],
+    indirect=["box"],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.usefixtures("connection")
+def test_the_readme_shows_what_explain_says(box, capsys, story, commands):
+    story(box)
+    capsys.readouterr()
+    transcript = []
+    for command in commands:
+        assert main(["explain", *command.split()]) == 0
+        transcript.append(f"$ {COMMAND} {command}\n{capsys.readouterr().out}")
+    assert "\n".join(transcript) == (PINNED / f"{story.__name__}.txt").read_text(encoding="utf-8")
+
+
+def test_two_wrong_passwords_and_nothing_since_is_a_failure_with_the_vendors_words(box, ask):
+    put(box, "12:41:52", "", "failed", reason="Incorrect user ID or password")
+    lines = ask("--link", LINK)
+    assert lines[0] == (
+        f"FAILED: webhook payloads of link '{LINK}': the newest row is a failure; "
+        "reasons: 'Incorrect user ID or password'."
+    )
+    assert lines[-6:] == ["Missing: 1 completed statement.", "What happens now, on_failed decides:", *ON_FAILED]
+
+
+def test_a_wrong_password_just_now_is_waited_on_and_the_time_of_the_verdict_is_told(box, ask):
+    box.play(wrong_password())
+    lines = ask("--link", LINK)
+    assert lines[0].startswith("STILL WAITING: ")
+    until = re.fullmatch(
+        r"The sensor goes on waiting\. If nothing better comes until (.{19}) UTC, on_failed decides:", lines[-5]
+    )
+    minutes = (datetime.fromisoformat(f"{until[1]}+00:00") - datetime.now(UTC)).total_seconds() / 60
+    assert 29 < minutes <= 30
+    assert lines[-4:] == ON_FAILED
+
+
+def test_a_shorter_failure_grace_is_taken_into_account(box, ask):
+    box.play(statement("march", "failed", after=-600))
+    assert ask("--link", LINK)[0].startswith("STILL WAITING: ")
+    assert ask("--link", LINK, "--failure-grace", "5")[0].startswith("FAILED: ")
+
+
+def test_of_three_pdfs_the_one_that_failed_is_named_and_what_is_missing(box, ask):
+    put(box, "12:41:00", "january")
+    put(box, "12:42:00", "february")
+    put(box, "12:43:00", "march", "failed", reason="The file is not a bank statement")
+    asked = ("--link", LINK, "--expected-statements", "3")
+    lines = ask(*asked)
+    assert "  2025-03-06 12:43:00  failed      statement march (The file is not a bank statement): it failed" in lines
+    assert "Missing: 1 more completed statement." in lines
+    put(box, "12:44:00", "march-again")
+    lines = ask(*asked)
+    assert lines[0] == f"OPEN: webhook payloads of link '{LINK}': 3 statements completed."
+    assert lines[4].endswith(": it failed, but enough others are completed")
+
+
+def test_a_statement_that_was_run_again_counts_by_its_newest_row(box, ask):
+    put(box, "12:41:00", "march", "failed", reason="The bank did not answer")
+    put(box, "12:43:00", "march")
+    assert ask("--link", LINK, "--since", "2025-03-06")[3:] == [
+        "  2025-03-06 12:43:00  completed   statement march: counts",
+        (
+            "  2025-03-06 12:41:00  failed      statement march (The bank did not answer): "
+            "does not count: the same statement has a newer row"
+        ),
+        "",
+        OPENS,
+    ]
+
+
+def test_two_entities_are_told_apart(box, ask):
+    put(box, "12:41:00", "hers")
+    put(box, "12:42:00", "his", entity_id=OTHER_CUSTOMER)
+    assert ask("--link", LINK, "--expected-statements", "2") == [
+        f"STILL WAITING: webhook payloads of link '{LINK}': 1 of 2 statements completed.",
+        "",
+        "Entity customer-2, newest first, times in UTC:",
+        "  2025-03-06 12:42:00  completed   statement his: counts",
+        "Entity customer-1, newest first, times in UTC:",
+        "  2025-03-06 12:41:00  completed   statement hers: counts",
+        "",
+        "Missing: 1 more completed statement.",
+        WAITS,
+        "",
+        "To check:",
+        "- Statements of several entities are never added up: entity_id says which is meant.",
+    ]
+    assert (
+        "  2025-03-06 12:41:00  completed   statement hers: not in the result: entity customer-2 opens the gate"
+        in ask("--link", LINK)
+    )
+    assert "  2025-03-06 12:42:00  completed   statement his: does not count: of another entity, 'customer-2'" in ask(
+        "--link", LINK, "--entity", CUSTOMER
+    )
+
+
+def test_a_fourth_statement_still_going_is_named(box, ask):
+    for statement_id in ("july", "august", "september"):
+        box.play(statement(statement_id, after=-60))
+    box.play(statement("october", after=3600))
+    assert ask("--entity", CUSTOMER, "--expected-statements", "3")[2:] == [
+        "Statements:",
+        "  completed   statement august (online): counts",
+        "  completed   statement july (online): counts",
+        "  processing  statement october (online): still going",
+        "  completed   statement september (online): counts",
+        "",
+        "Missing: the end of october.",
+        WAITS,
+    ]
+
+
+def test_what_the_history_does_not_know_yet_is_told_from_the_progress(box, ask):
+    put(box, "12:41:00", "july")
+    box.play(statement("august", after=3600))
+    lines = ask("--link", LINK, "--expected-statements", "2")
+    assert lines[4:6] == [
+        "Entity customer-1, known to BankConnect but not in this history:",
+        "  processing  statement august (online): still going: its row comes when it is over",
+    ]
+    assert "To check:" not in lines
+
+
+def test_a_pdf_without_a_link_is_asked_about(box, ask):
+    box.play(statement("march", link_id=None, mode="pdf"))
+    assert ask("--link", LINK) == [
+        f"STILL WAITING: webhook payloads of link '{LINK}': no row at all.",
+        "",
+        "Missing: 1 completed statement.",
+        WAITS,
+        "",
+        "To check:",
+        f"- BankConnect knows no entity of this link: {ASK_BEGUN[0].lower()}{ASK_BEGUN[1:]}",
+        "- Was a PDF uploaded without the link (no link's history has it, only its entity's progress)?",
+    ]
+    assert (
+        ask("--entity", CUSTOMER)[0] == "OPEN: progress of transactions of entity 'customer-1': 1 statement completed."
+    )
+
+
+def test_where_the_links_entities_cannot_be_asked_everything_is_to_be_checked(box, ask):
+    box.fault(Fault(kind="status", call="entities"))
+    lines = ask("--link", LINK)
+    assert lines[-4:-2] == ["To check:", f"- {ASK_BEGUN}"]
+    assert "webhook_mode 1" in lines[-1]
+
+
+@pytest.mark.parametrize("box", [{"unknown_link": "404"}], indirect=True, ids=[""])
+def test_a_404_is_told_beside_what_it_may_mean(ask):
+    lines = ask("--link", LINK)
+    assert lines[0] == f"STILL WAITING: webhook payloads of link '{LINK}': no row at all."
+    assert lines[-1] == "BankConnect said: webhook_payloads: HTTP 404: unknown, or nothing there yet."
+
+
+@pytest.mark.parametrize("box", [{"timezone": "Asia/Kolkata"}], indirect=True, ids=[""])
+def test_a_wrong_zone_is_named_with_the_one_that_was_used(box, ask):
+    box.play(statement("march"))
+    lines = ask("--link", LINK)
+    assert lines[0].startswith(f"ERROR: webhook payloads of link '{LINK}': A payload lies 5:")
+    assert lines[-4:] == [
+        "The sensor ends with this error, whatever on_failed and soft_fail say.",
+        "",
+        "To check:",
+        "- Set the connection's timezone to that of BankConnect's times: they were read as UTC.",
+    ]
+
+
+def test_a_failed_statement_of_the_progress_leaves_it_to_on_failed(box, ask):
+    box.play(statement("march", "failed", reason="The PDF has a password"))
+    lines = ask("--entity", CUSTOMER)
+    assert lines[0].startswith("FAILED: ")
+    assert lines[-5:] == ["What happens now, on_failed decides:", *ON_FAILED]
+
+
+def test_an_unknown_entity_is_asked_about(ask):
+    lines = ask("--entity", "nobody")
+    assert lines[0] == "STILL WAITING: progress of transactions of entity 'nobody': no statement at all."
+    assert lines[-3].startswith("- Is entity_id right, and has the customer uploaded anything")
+
+
+def test_the_order_in_which_the_vendor_lists_ties_does_not_show(box, ask):
+    for entity_id in (OTHER_CUSTOMER, CUSTOMER):
+        for number, progress in enumerate(("completed", "failed", "completed", "processing")):
+            put(box, "12:41:00", f"{entity_id}-{number}", progress, entity_id=entity_id)
+            put(box, "12:41:00", f"{entity_id}-{number}", "failed", entity_id=entity_id)
+    said = ask("--link", LINK)
+    box.fault(Fault(kind="shuffle"))
+    assert all(ask("--link", LINK) == said for _ in range(5))
+
+
+def test_what_the_vendor_says_cannot_steer_a_terminal(box, ask):
+    put(box, "12:41:00", "march", "failed", reason="\x1b[31mred\nOPEN: all is well")
+    assert "  2025-03-06 12:41:00  failed      statement march (?[31mred?OPEN: all is well): it failed" in ask(
+        "--link", LINK
+    )
+
+
+def test_a_typo_in_the_base_path_is_named(box, refused, monkeypatch):
+    connection = box.connection
+    connection["host"] = connection["host"].replace("bank-connect", "bank-conect")
+    monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
+    for arguments in (("--link", LINK), ("--entity", CUSTOMER)):
+        said = refused(*arguments)
+        assert "404" in said
+        assert f"Is the path in the connection's host right ({connection['host']})?" in said
+
+
+def test_wrong_keys_are_named_and_not_shown(box, refused, monkeypatch):
+    connection = {**box.connection, "password": "a-wrong-hash"}
+    monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
+    said = refused("--link", LINK)
+    assert said.startswith("BankConnectAuthError: webhook_payloads: HTTP 401")
+    assert "a-wrong-hash" not in said
+    assert box.api_key not in said
+
+
+def test_a_key_that_cannot_be_one_is_named_and_not_shown(box, refused, monkeypatch):
+    connection = {**box.connection, "password": "s3cret s3cret"}
+    monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
+    said = refused("--link", LINK)
+    assert "Server Hash" in said
+    assert "s3cret" not in said
+
+
+@pytest.mark.parametrize("kind", ["status", "reset", "garbage", "half", "redirect"])
+def test_a_vendor_that_does_not_answer_well_is_told_in_one_line(box, refused, kind):
+    box.fault(Fault(kind=kind))
+    assert refused("--link", LINK).startswith("BankConnect")
+
+
+def test_a_connection_that_is_not_there_is_named(refused):
+    assert "nowhere" in refused("--conn", "nowhere", "--link", LINK)
+
+
+@pytest.mark.usefixtures("connection")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "give --link, or --entity, or both"),
+        (["--link", " "], "link_id must not be blank"),
+        (["--link", LINK, "--since", "yesterday"], "since must be a datetime or ISO 8601 text"),
+        (["--link", LINK, "--expected-statements", "0"], "expected_statements must be a whole number from 1"),
+        (["--link", LINK, "--failure-grace", "soon"], "--failure-grace"),
+        (["--link", LINK, "--failure-grace", "nan"], "failure_grace must be"),
+        (["--link", LINK, "--failure-grace", "-1"], "failure_grace must not be negative"),
+        (["--link", LINK, "--statement", "a", "--expected-statements", "2"], "would never open"),
+        (["--link", LINK, "--analysis", "identity"], "--analysis goes with --entity alone"),
+        (["--entity", CUSTOMER, "--analysis", "fraud"], "analysis must be one of"),
+        (["--entity", CUSTOMER, "--since", "2025-03-06"], "--since goes with --link"),
+        (["--entity", CUSTOMER, "--failure-grace", "5"], "--failure-grace goes with --link"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_asked(box, capsys, arguments, named):
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", *arguments])
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+    assert box.requests == []
+
+
+def test_help_says_what_can_be_asked_and_what_the_exit_code_means(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", "--help"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("--link", "--entity", "--since", "Exit code: 0 when BankConnect could be asked"):
+        assert words in said
+
+
+@pytest.mark.usefixtures("connection")
+def test_the_command_writes_the_page_to_stdout_and_nothing_else(box):
+    wrong_password_then_success(box)
+    command = [sys.executable, "-W", "ignore", *COMMAND.split()[1:], "--link", LINK, "--since", "2025-03-06"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    pinned = (PINNED / "wrong_password_then_success.txt").read_text(encoding="utf-8")
+    assert done.stdout == pinned.partition("\n")[2]
+
+
+HEADINGS = {"passed": "OPEN: ", "pending": "STILL WAITING: ", "failed": "FAILED: ", "timezone": "ERROR: "}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
+def test_every_case_of_the_gates_rules_is_explained_alike_in_whatever_order_it_comes(case):
+    gate, rows = HistoryGate(expectation(case, NOW)), payloads(case, NOW)
+    page = explain(gate, rows, NOW)
+    assert page.startswith(HEADINGS[case.state])
+    assert explain(gate, rows[::-1], NOW) == page
+    counted = re.findall(r"  statement (\S+).*: counts$", page, flags=re.MULTILINE)
+    if case.state == "passed" and case.result is not None:
+        assert sorted(counted) == sorted(case.result)
+
+
+def test_a_row_that_comes_twice_counts_once(box, ask):
+    for _ in range(2):
+        put(box, "12:41:00", "march")
+    assert ask("--link", LINK)[3:5] == [
+        "  2025-03-06 12:41:00  completed   statement march: counts",
+        "  2025-03-06 12:41:00  completed   statement march: the same row again",
+    ]
+
+
+def short(gate, *rows):
+    return in_short(gate, gate.judge(rows, NOW))
+
+
+def test_the_short_form_of_an_empty_history_says_what_to_check():
+    assert short(HistoryGate(Expectation(link_id=LINK))) == (
+        "no row in sight (to check: is the link spelt as the SDK was given it, and has the customer begun; "
+        "was a PDF uploaded without the link (no link's history has it, only its entity's progress); "
+        "is the webhook endpoint registered, with webhook_mode 1 for PDFs "
+        "(an update that leaves it out resets it to 0))"
+    )
+
+
+def test_the_short_form_asks_for_since_first_where_it_is_given():
+    gate = HistoryGate(Expectation(link_id=LINK, since=NOW - timedelta(hours=1)))
+    assert short(gate).startswith(
+        "no row in sight (to check: is since right, and is the connection's timezone that of BankConnect's times; "
+    )
+
+
+def test_the_short_form_of_an_empty_progress_says_what_to_check():
+    assert short(ProgressGate(Expectation(entity_id=CUSTOMER))) == (
+        "no statement in sight (to check: is entity_id right, and has the customer uploaded anything "
+        "(a failed login never shows here, only among the link's webhook payloads))"
+    )

@@ -1,0 +1,205 @@
+"""``python -m airflow_provider_bankconnect.sandbox``, as a person and as a script use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from airflow_provider_bankconnect.sandbox.__main__ import main
+from airflow_provider_bankconnect.sandbox.play import PlayError, read_fault, read_file, read_statement
+
+COMMAND = [sys.executable, "-m", "airflow_provider_bankconnect.sandbox"]
+
+
+def run(*arguments):
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=30)
+
+
+@contextmanager
+def running(tmp_path, *arguments):
+    """Start it, wait until it is ready, and give its process, its connection and its output so far."""
+    ready = tmp_path / "connection.json"
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [*COMMAND, "--port", "0", "--connection-file", ready, *arguments], stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            until = time.monotonic() + 20
+            while not ready.exists():
+                assert process.poll() is None, output.read_text()
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            yield process, json.loads(ready.read_text()), output
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def ask(connection, path):
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(
+            f"{connection['host']}/{path}",
+            headers={"x-api-key": connection["extra"]["api_key"], "server-hash": connection["password"]},
+            verify=connection["extra"]["verify"],
+            timeout=10,
+        )
+
+
+def test_help_shows_how_with_examples_and_every_field():
+    answer = run("--help")
+    assert answer.returncode == 0
+    for part in ("examples", "--statement link=", "[[fault]]", "/sandbox/faults", "retry_after_form", "duplicate"):
+        assert part in answer.stdout
+
+
+def test_it_prints_a_connection_that_works_and_tells_what_happens(tmp_path):
+    arguments = ("--statement", "link=loan-1,after=0.2,transactions=4", "--fault", "kind=status,call=entities")
+    with running(tmp_path, *arguments) as (process, connection, output):
+        (line,) = re.findall(r"export AIRFLOW_CONN_BANKCONNECT_DEFAULT=.*", output.read_text())
+        assert json.loads(shlex.split(line)[1].partition("=")[2]) == connection
+        assert (tmp_path / "connection.json").stat().st_mode & 0o777 == 0o600
+        until = time.monotonic() + 10
+        while not ask(connection, "entity/webhook_payloads/?link_id=loan-1").json()["payloads"]:
+            assert time.monotonic() < until
+        assert ask(connection, "entity/").status_code == 503
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        told = output.read_text()
+    assert "link loan-1: a statement (online) completed" in told
+    assert re.search(
+        r"^\d\d:\d\d:\d\d\.\d{3} link 'loan-1': statement '.*' completed; no webhook: no endp", told, re.MULTILINE
+    )
+    assert "GET entities answered 503, on purpose: status" in told
+    assert told.endswith("stopped\n")
+    assert told.count(connection["password"]) == told.count(connection["extra"]["api_key"]) == 1
+    assert not (tmp_path / "connection.json").exists()
+    assert not Path(connection["extra"]["verify"]).exists()
+
+
+def test_sigterm_ends_it_too_and_a_ca_file_stays(tmp_path):
+    with running(tmp_path, "--ca-file", tmp_path / "ca.pem") as (process, connection, output):
+        assert connection["extra"]["verify"] == str(tmp_path / "ca.pem")
+        assert ask(connection, "entity/").json()["count"] == 1
+        process.terminate()
+        assert process.wait(10) == 0
+        assert "demo-loan-4711" in output.read_text()
+    assert (tmp_path / "ca.pem").exists()
+
+
+def test_a_taken_port_is_one_line(box):
+    answer = run("--port", str(box.port))
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == f"sandbox: port {box.port} on localhost is taken: choose another with --port, or --port 0\n"
+
+
+def test_a_file_that_cannot_be_written_is_one_line():
+    answer = run("--port", "0", "--ca-file", "/nowhere/ca.pem")
+    assert answer.returncode == 1
+    assert answer.stderr == "sandbox: cannot write /nowhere/ca.pem: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--statement", "link=a,after=soon"], "--statement: after: 'soon'"),
+        (["--fault", "kind=explode"], "'status', 'delay'"),
+        (["--port", "99999"], "--port"),
+        (["--timezone", "Nowhere/Land"], "Asia/Kolkata"),
+        (["--api-key", "a b"], "api_key"),
+        (["--bogus"], "--bogus"),
+        (["--play", "/nowhere.toml"], "/nowhere.toml: No such file"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(capsys, arguments, told):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    output, error = capsys.readouterr()
+    assert (ended.value.code, output, error.count("\n")) == (2, "", 1)
+    assert told in error
+
+
+def test_when_nobody_reads_on_it_serves_on(tmp_path):
+    ready = tmp_path / "connection.json"
+    reading, writing = os.pipe()
+    with subprocess.Popen([*COMMAND, "--port", "0", "--connection-file", ready], stdout=writing) as process:
+        os.close(writing)
+        try:
+            while not ready.exists():
+                assert process.poll() is None
+                time.sleep(0.02)
+            os.close(reading)
+            connection = json.loads(ready.read_text())
+            assert [ask(connection, "entity/").status_code for _ in range(2)] == [200, 200]
+        finally:
+            process.terminate()
+
+
+def test_a_play_is_read_from_toml(tmp_path):
+    file = tmp_path / "day.toml"
+    file.write_text(
+        """
+        [[statement]]
+        link = "loan-1"
+        after = 10
+        later = { identity = 30 }
+
+        [[fault]]
+        kind = "status"
+        retry_after = 5
+        """
+    )
+    (statement,), (fault,) = read_file(file)
+    assert (statement.link_id, statement.after, statement.later) == ("loan-1", 10, {"identity": 30})
+    assert (fault.kind, fault.status, fault.retry_after) == ("status", 503, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            '[[statement]]\nlink="a"\n[[statement]]\nprogress="done"',
+            r"\[\[statement\]\] 2: progress: 'done': .*'completed'",
+        ),
+        ('[[fault]]\nkind="status"\nstatus=9', r"\[\[fault\]\] 1: status: 9: .*200"),
+        ('[[fault]]\nknd="status"', r"knd: no such field \(did you mean kind\?\); allowed: kind, call"),
+        ("[[fault]]\ntimes=1", r"\[\[fault\]\] 1: kind: is needed"),
+        ("[[statements]]", r"unknown table 'statements'; allowed: \[\[statement\]\]"),
+        ("[fault]", r"\[\[fault\]\], with two brackets"),
+        ("x y", r"not TOML: .*line 1"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_with_its_place(tmp_path, text, told):
+    file = tmp_path / "day.toml"
+    file.write_text(text)
+    with pytest.raises(PlayError, match=rf"day\.toml: .*{told}"):
+        read_file(file)
+
+
+def test_statements_and_faults_are_read_from_words():
+    statement = read_statement(
+        "link=a,entity=e,statement=,progress=failed,reason=wrong = password,later=identity:3+salary:4"
+    )
+    assert (statement.entity_id, statement.statement_id, statement.reason) == ("e", "", "wrong = password")
+    assert statement.later == {"identity": 3, "salary": 4}
+    fault = read_fault("kind=status,call=transactions,status=429,retry_after=30,times=3,probability=0.5")
+    assert (fault.status, fault.retry_after, fault.times, fault.probability) == (429, 30, 3, 0.5)
+
+
+@pytest.mark.parametrize("text", ["link", "link=a,after", ""])
+def test_words_that_are_no_pairs_are_refused(text):
+    with pytest.raises(PlayError, match="name=value"):
+        read_statement(text)

@@ -1,0 +1,222 @@
+"""What the two ledgers say as time passes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pydantic import ValidationError
+
+from airflow_provider_bankconnect.sandbox import Sandbox, SimulatedClock, Statement
+
+
+def test_a_statement_is_processing_until_it_is_completed(client, clock):
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="s", after=10))
+    assert client.analysis("e")["progress"] == [
+        {"status": "processing", "statement_id": "s", "source": "online", "message": None}
+    ]
+    assert client.analysis("e")["transactions"] == []
+    assert client.history("l") == []
+    clock.advance(10)
+    assert client.statuses("e") == ["completed"]
+    assert client.history("l") == [
+        {
+            "entity_id": "e",
+            "statement_id": "s",
+            "link_id": "l",
+            "progress": "completed",
+            "reason": "",
+            "date_time": clock().strftime("%Y-%m-%d %H:%M:%S"),
+        }
+    ]
+
+
+def test_a_failed_statement_says_why_in_both_ledgers(client):
+    client.box.play(Statement(link_id="l", entity_id="e", mode="pdf", progress="failed", reason="Password protected"))
+    (item,) = client.analysis("e")["progress"]
+    assert (item["status"], item["source"], item["message"]) == ("failed", "pdf", "Password protected")
+    assert client.history("l")[0]["reason"] == "Password protected"
+    assert client.analysis("e")["transactions"] == []
+
+
+def test_a_failed_login_is_in_the_history_and_never_in_progress(client, clock):
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="", progress="failed", after=5))
+    clock.advance(5)
+    (row,) = client.history("l")
+    assert (row["statement_id"], row["progress"], row["reason"]) == ("", "failed", "Incorrect user ID or password")
+    assert client.statuses("e") == []
+
+
+def test_two_equal_failed_logins_are_two_rows(client):
+    for _ in range(2):
+        client.box.play(Statement(link_id="l", entity_id="e", statement_id="", progress="failed"))
+    first, second = client.history("l")
+    assert first == second
+
+
+def test_a_statement_without_a_link_is_in_progress_and_never_in_the_history(client):
+    client.box.play(Statement(entity_id="e", statement_id="s", mode="pdf"))
+    assert client.statuses("e") == ["completed"]
+    assert client.get("entity/webhook_payloads/").json()["payloads"] == []
+
+
+def test_a_failed_statement_that_is_run_again_becomes_completed(client, clock):
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="s", progress="failed", after=5))
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="s", begins=10, after=20))
+    seen = []
+    for _ in range(5):
+        seen.append(client.statuses("e"))
+        clock.advance(5)
+    assert seen == [["processing"], ["failed"], ["processing"], ["processing"], ["completed"]]
+    assert [row["progress"] for row in client.history("l")] == ["completed", "failed"]
+
+
+def test_a_re_run_without_a_beginning_shows_only_when_it_is_over(client, clock):
+    client.box.play(Statement(entity_id="e", statement_id="s", progress="failed", after=5))
+    client.box.play(Statement(entity_id="e", statement_id="s", after=20))
+    clock.advance(10)
+    assert client.statuses("e") == ["failed"]
+    clock.advance(10)
+    assert client.statuses("e") == ["completed"]
+
+
+def test_each_analysis_has_a_progress_of_its_own(client, clock):
+    client.box.play(Statement(entity_id="e", after=5, later={"identity": 30}))
+    clock.advance(5)
+    assert (client.statuses("e"), client.statuses("e", "identity")) == (["completed"], ["processing"])
+    assert client.analysis("e", "identity")["identity"] == []
+    clock.advance(30)
+    assert client.statuses("e", "identity") == ["completed"]
+
+
+def test_a_status_may_be_null_while_it_is_going(client):
+    client.box.play(Statement(entity_id="e", after=5, processing_as="null"))
+    assert client.statuses("e") == [None]
+
+
+def test_the_history_is_newest_first_and_in_whole_seconds(client, clock):
+    for after in (20, -50, 10):
+        client.box.play(Statement(link_id="l", statement_id=str(after), after=after))
+    clock.advance(60)
+    assert [row["statement_id"] for row in client.history("l")] == ["20", "10", "-50"]
+
+
+def test_of_one_second_the_later_row_comes_first(client):
+    moment = datetime(2026, 11, 23, 10, tzinfo=UTC)
+    client.box.payload(link_id="l", statement_id="a", date_time=moment + timedelta(milliseconds=900))
+    client.box.payload(link_id="l", statement_id="b", date_time=moment)
+    assert [(row["statement_id"], row["date_time"]) for row in client.history("l")] == [
+        ("b", "2026-11-23 10:00:00"),
+        ("a", "2026-11-23 10:00:00"),
+    ]
+
+
+def test_date_times_are_written_in_the_zone_that_was_asked_for(serve):
+    start = datetime(2026, 11, 23, 10, tzinfo=UTC)
+    with serve(timezone="Asia/Kolkata", clock=SimulatedClock(start)) as client:
+        client.box.play(Statement(link_id="l"))
+        client.box.payload(link_id="l", date_time=start - timedelta(hours=1))
+        client.box.payload(link_id="l", date_time="yesterday")
+        assert [row["date_time"] for row in client.history("l")] == [
+            "yesterday",
+            "2026-11-23 15:30:00",
+            "2026-11-23 14:30:00",
+        ]
+
+
+def test_a_raw_row_is_kept_as_it_stands_even_under_another_link(client):
+    client.box.payload(
+        link_id=None, entity_id="e", statement_id="s", progress=None, reason=None, filed_under="l", event_name="?"
+    )
+    (row,) = client.history("l")
+    assert row.pop("date_time")
+    assert row == {
+        "statement_id": "s", "entity_id": "e", "link_id": None, "progress": None, "reason": None, "event_name": "?"
+    }  # fmt: skip
+
+
+def test_a_naive_date_time_is_refused(box):
+    with pytest.raises(ValueError, match="aware"):
+        box.payload(link_id="l", date_time=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_a_snapshot_can_be_set_as_it_stands(client):
+    client.box.play(Statement(entity_id="e"))
+    client.box.progress("e", [{"status": "odd", "statement_id": None}], analysis="salary")
+    assert client.analysis("e", "salary")["progress"] == [{"status": "odd", "statement_id": None}]
+    assert client.statuses("e") == ["completed"]
+
+
+def test_a_snapshot_of_completed_statements_has_transactions(client):
+    client.box.progress("new", [{"status": "completed", "statement_id": "s"}])
+    assert client.box.transaction_count("new") > 0
+
+
+def test_ids_that_are_left_out_are_given(box):
+    first = box.play(Statement(link_id="l"))
+    second = box.play(Statement(link_id="l"))
+    other = box.play(Statement(link_id="m"))
+    assert first.entity_id == second.entity_id != other.entity_id
+    assert len({first.statement_id, second.statement_id, other.statement_id, ""}) == 4
+
+
+def test_seconds_count_from_the_moment_of_playing(client, clock):
+    clock.advance(100)
+    client.box.play(Statement(link_id="l", after=10))
+    clock.advance(9)
+    assert client.history("l") == []
+    clock.advance(1)
+    assert len(client.history("l")) == 1
+
+
+def test_it_plays_in_real_time_too(eventually):
+    with Sandbox(statements=[Statement(entity_id="e", after=0.2, transactions=3)]) as box:
+        assert box.transaction_count("e") == 0
+        eventually(lambda: box.transaction_count("e") == 3)
+
+
+@pytest.mark.parametrize("omits", [False, True])
+def test_whether_the_history_keeps_what_sent_no_webhook_is_a_setting(serve, omits):
+    with serve(history_omits_unsent=omits) as client:
+        client.box.play(Statement(link_id="l", statement_id="past", after=-60))
+        client.box.play(Statement(link_id="l", statement_id="no endpoint"))
+        client.register()
+        client.box.play(Statement(link_id="l", statement_id="silenced", mode="pdf"))
+        client.box.play(Statement(link_id="l", statement_id="sent"))
+        found = {row["statement_id"] for row in client.history("l")}
+    assert found == ({"past", "sent"} if omits else {"past", "no endpoint", "silenced", "sent"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"statement_id": ""}, "failed login"),
+        ({"statement_id": "", "progress": "failed", "mode": "pdf"}, "failed login"),
+        ({"begins": 5, "after": 1}, "begins"),
+        ({"link_id": ""}, "at least 1 character"),
+        ({"after": float("nan")}, "finite"),
+        ({"later": {"balances": 1}}, "identity"),
+    ],
+)
+def test_a_statement_that_makes_no_sense_is_refused(fields, told):
+    with pytest.raises(ValidationError, match=told):
+        Statement(**fields)
+
+
+def test_time_does_not_run_backwards(clock):
+    with pytest.raises(ValueError, match="negative"):
+        clock.advance(-1)
+
+
+def test_any_callable_can_be_the_clock(serve, eventually):
+    now = [datetime(2026, 11, 23, tzinfo=UTC)]
+    with serve(clock=lambda: now[0]) as client:
+        client.register()
+        client.box.play(Statement(link_id="l", after=3600))
+        now[0] += timedelta(hours=1)
+        eventually(lambda: client.box.inbox)
+
+
+def test_an_unknown_zone_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"timezone: 'Nowhere/Land'.*Asia/Kolkata"):
+        Sandbox(timezone="Nowhere/Land")
