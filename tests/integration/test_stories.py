@@ -66,6 +66,21 @@ def test_a_wrong_password_twice_and_then_success_opens_the_gate(story):
     assert outcome.ids == ["october"]
 
 
+@pytest.mark.parametrize(("on_failed", "state"), [("fail", "failed"), ("skip", "skipped"), ("pass", "success")])
+def test_a_wrong_password_twice_and_no_more_is_a_failure_for_on_failed_to_judge(story, on_failed, state):
+    date_time = datetime.now(UTC) - timedelta(hours=3)
+    for reason in ("Incorrect user ID or password", "The account is locked"):
+        story.box.payload(
+            link_id=LINK, entity_id=CUSTOMER, statement_id="", progress="failed", reason=reason, date_time=date_time
+        )
+    outcome = story.wait(link_id=LINK, on_failed=on_failed)
+    assert outcome.state == state
+    if state == "success":
+        assert outcome.ids == ["", ""]
+    else:
+        assert "'Incorrect user ID or password', 'The account is locked'" in outcome.message
+
+
 def test_three_pdfs_one_fails_and_is_uploaded_again_under_a_new_id(story):
     for statement_id, progress in (("july", "completed"), ("august", "completed"), ("september", "failed")):
         story.box.play(statement(statement_id, progress, mode="pdf"))
