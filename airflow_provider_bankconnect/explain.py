@@ -185,15 +185,20 @@ def _history_remark(gate: HistoryGate, row: WebhookPayload, verdict: Verdict | N
 def _unheard(
     gate: HistoryGate, rows: Sequence[WebhookPayload], elsewhere: Elsewhere
 ) -> dict[str, list[StatementProgress]]:
-    """Find the statements of the link's entities that the history has no row of."""
+    """Find the statements of the link's entities that the history has no row of, or that are run again."""
     heard = {row.statement_id for row in rows}
+    going = {row.statement_id for row in newest_of_each_statement(rows) if row.progress.lower() not in _OVER}
     wanted = gate.expectation
-    return {
-        entity_id: unheard
+    unheard = {
+        entity_id: [
+            item
+            for item in sorted(items, key=lambda item: item.statement_id)
+            if item.statement_id not in heard or (not _is_over(item) and item.statement_id not in going)
+        ]
         for entity_id, items in sorted(elsewhere.items())
         if wanted.entity_id in {None, entity_id}
-        and (unheard := sorted((i for i in items if i.statement_id not in heard), key=lambda i: i.statement_id))
     }
+    return {entity_id: items for entity_id, items in unheard.items() if items}
 
 
 def _unheard_table(unheard: Mapping[str, Sequence[StatementProgress]]) -> list[str]:
@@ -201,9 +206,8 @@ def _unheard_table(unheard: Mapping[str, Sequence[StatementProgress]]) -> list[s
     for entity_id, items in unheard.items():
         lines.append(f"Entity {_plain(entity_id)}, known to BankConnect but not in this history:")
         for item in items:
-            status = (item.status or "").lower()
-            remark = "over, and yet without a row" if status in _OVER else "still going: its row comes when it is over"
-            lines.append(_line(status, item.statement_id, item.source or "", remark))
+            remark = "over, and yet without a row" if _is_over(item) else "still going: its row comes when it is over"
+            lines.append(_line((item.status or "").lower(), item.statement_id, item.source or "", remark))
     return lines
 
 
@@ -213,7 +217,7 @@ def _unheard_hints(
     elsewhere: Elsewhere | None,
 ) -> list[str]:
     """Say why a history may be silent, as far as the link's entities tell."""
-    if any((item.status or "").lower() in _OVER for items in unheard.values() for item in items):
+    if any(_is_over(item) for items in unheard.values() for item in items):
         return [
             _question(_REGISTERED),
             "BankConnectProgressSensor sees the statements without a row: it needs no webhook.",
@@ -225,6 +229,10 @@ def _unheard_hints(
     if not elsewhere:
         return [f"BankConnect knows no entity of this link: {_BEGUN}?", _question(_UNLINKED)]
     return ["BankConnect knows the link, but nothing was uploaded yet: has the customer finished?"]
+
+
+def _is_over(item: StatementProgress) -> bool:
+    return (item.status or "").lower() in _OVER
 
 
 def _missing(gate: Gate, verdict: Verdict) -> list[str]:

@@ -6,6 +6,9 @@ from typing import Any
 
 from airflow_provider_bankconnect import __version__
 
+# Airflow's own "Extra Fields" does not sound like the place of a key.
+_SECTION = "API Key and options"
+
 
 def get_provider_info() -> dict[str, Any]:
     """Describe the provider, as Airflow's ``provider_info.schema.json`` has it."""
@@ -55,8 +58,9 @@ def get_provider_info() -> dict[str, Any]:
                     "hidden-fields": ["login", "schema", "extra"],
                     "relabeling": {"password": "Server Hash"},
                     "placeholders": {
-                        "host": "blank: the vendor's own, https://apis.bankconnect.finbox.in/bank-connect/v1",
-                        "port": "443: Airflow's Test button wants a port",
+                        "host": "blank: apis.bankconnect.finbox.in",
+                        "password": "server-hash; the API Key goes below",
+                        "port": "443; Airflow's Test button wants a port",
                         "timeout": "30",
                         "max_concurrency": "16",
                         "timezone": "UTC",
@@ -65,29 +69,31 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "api_key": {
                         "label": "API Key",
-                        "description": "The x-api-key that FinBox gave you.",
-                        "schema": {"type": ["string", "null"], "format": "password"},
+                        "description": "The x-api-key that FinBox gave you with the Server Hash.",
+                        # Without "null" it is a required field, and its section turns red while it is missing.
+                        "schema": {"type": "string", "format": "password", "section": _SECTION},
                     },
                     "timezone": {
                         "label": "Time zone",
-                        "description": "Zone of the vendor's date_time, an IANA name. Blank: UTC.",
-                        "schema": {"type": ["string", "null"]},
+                        "description": "Of the times in BankConnect's payloads: an IANA name like Asia/Kolkata. "
+                        "Blank: UTC.",
+                        "schema": {"type": ["string", "null"], "section": _SECTION},
                     },
                     "verify": {
                         "label": "CA bundle",
-                        "description": "Path of a CA bundle on every worker and triggerer. Blank: the usual trust. "
-                        "TLS is always verified.",
-                        "schema": {"type": ["string", "null"]},
+                        "description": "Path of a PEM file, the same on every machine of Airflow. Blank: the usual "
+                        "authorities. TLS is always verified.",
+                        "schema": {"type": ["string", "null"], "section": _SECTION},
                     },
                     "timeout": {
-                        "label": "Timeout",
-                        "description": "Seconds for one request. Blank: 30.",
-                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                        "label": "Timeout (seconds)",
+                        "description": "For one request. Blank: 30.",
+                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "section": _SECTION},
                     },
                     "max_concurrency": {
                         "label": "Polls at once",
-                        "description": "From one triggerer. Blank: 16.",
-                        "schema": {"type": ["integer", "null"], "minimum": 1},
+                        "description": "The most requests under way from one triggerer. Blank: 16.",
+                        "schema": {"type": ["integer", "null"], "minimum": 1, "section": _SECTION},
                     },
                 },
             }

@@ -86,7 +86,8 @@ class Wire(asyncio.Protocol):
 
     def reset(self) -> None:
         """Break the connection as a crash does: a TCP reset, and no goodbye from TLS."""
-        if self._transport is not None:
+        # The client may have left by itself: then there is no socket any more.
+        if self._transport is not None and not self.lost.is_set():
             sock = self._transport.get_extra_info("socket")
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -121,29 +121,21 @@ class _BankConnectSensor(BaseSensorOperator):
                 max_wait=self.max_wait.total_seconds() if isinstance(self.max_wait, timedelta) else self.max_wait,
                 on_failed=on_failed,
                 silent_fail=self.silent_fail,
+                started=wait.started,
+                looks=wait.looks,
+                # Not the verdict's own words: they may be a customer's, and this is kept in the database.
+                seen=wait.streak.last or "pending at the first look",
             )
-            self.defer(
-                trigger=trigger,
-                method_name="execute_complete",
-                kwargs={"started": wait.started.isoformat(), "first_error": wait.streak.last},
-                timeout=deadline - now + _BACKSTOP,
-            )
+            self.defer(trigger=trigger, method_name="execute_complete", timeout=deadline - now + _BACKSTOP)
         return False
 
-    def execute_complete(
-        self,
-        context: Context,  # noqa: ARG002 - Airflow's
-        event: dict[str, Any] | None = None,
-        started: str | None = None,
-        first_error: str = "",
-    ) -> Rows:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Rows:  # noqa: ARG002
         """End the deferred wait as the same verdict would have ended it on the worker.
 
         :raises BankConnectWaitError: the event is None or says what no trigger of ours says.
         """
         try:
-            began = datetime.fromisoformat(started) if started else datetime.now(UTC)
-            return self._read_event(event, began, first_error)
+            return self._read_event(event)
         except AirflowSkipException:
             raise
         # The same two rules that Airflow's own execute() applies to a poke; resume_execution() has others, and they
@@ -209,9 +201,10 @@ class _BankConnectSensor(BaseSensorOperator):
         hold = (self._wait.hold_until - datetime.now(UTC)).total_seconds() if self._wait else 0.0
         return max(MIN_INTERVAL, min(max(interval, hold), self.timeout - run_duration()))
 
-    def _read_event(self, event: dict[str, Any] | None, started: datetime, first_error: str) -> Rows:
+    def _read_event(self, event: dict[str, Any] | None) -> Rows:
         check_on_failed(self.on_failed)
-        looks = 1 + int(event.get("looks", 0)) if isinstance(event, dict) else 1
+        told = event if isinstance(event, dict) else {}
+        started, looks = _moment(told.get("started")), int(told.get("looks") or 1)
         ends = {"passed"} if self.on_failed == "wait" else {"passed", "failed"}
         match event:
             case {"status": str(state), "rows": [_, *_] as found, "because": str(because)} if state in ends:
@@ -219,8 +212,7 @@ class _BankConnectSensor(BaseSensorOperator):
                 self._conclude(state, rows, because, started=started, looks=looks)
                 return rows
             case {"status": "timeout", "because": str(because)}:
-                seen = first_error if looks == 1 and first_error else because
-                self._time_out(seen, started=started, looks=looks)
+                self._time_out(because, started=started, looks=looks)
             case {"status": "error", "error": str(name), "because": str(because)}:
                 kind: Any = getattr(api, name, None)
                 known = isinstance(kind, type) and issubclass(kind, api.BankConnectError)
@@ -248,6 +240,10 @@ class _BankConnectSensor(BaseSensorOperator):
         # In reschedule mode each look is a process of its own, and knows of no other.
         times = "" if self.reschedule and not self.deferrable else f", looked {looks} time{'' if looks == 1 else 's'}"
         return f"Waited {waited} for {self._gate()}{times}"
+
+
+def _moment(text: object) -> datetime:
+    return datetime.fromisoformat(text) if isinstance(text, str) else datetime.now(UTC)
 
 
 def _first_start(context: Context) -> datetime | None:

@@ -51,13 +51,15 @@ class WaitEvent(TypedDict, total=False):
     """All that a trigger ever says.
 
     ``status``: the gate has ``passed`` or ``failed`` (with ``rows``), the deadline has come (``timeout``), or the
-    wait cannot go on (``error``, with the name of the ``error``). ``because`` says why, in words.
+    wait cannot go on (``error``, with the name of the ``error``). ``because`` says why, in words; ``started`` and
+    ``looks`` tell of the whole wait.
     """
 
     status: Required[Literal["passed", "failed", "timeout", "error"]]
     because: Required[str]
     rows: list[dict[str, str | None]]
     error: str
+    started: str
     looks: int
 
 
@@ -73,6 +75,9 @@ class Pace(TypedDict):
     :param max_wait: the most seconds between two looks.
     :param on_failed: with ``"wait"`` a failed verdict does not end the wait.
     :param silent_fail: outlive even the errors that are final otherwise.
+    :param started: when the wait began, on the worker; for what is told at its end.
+    :param looks: how often the worker has looked.
+    :param seen: what came of that, in words without anything of the customer's.
     """
 
     deadline: datetime | str
@@ -84,6 +89,9 @@ class Pace(TypedDict):
     max_wait: NotRequired[float | None]
     on_failed: NotRequired[OnFailed]
     silent_fail: NotRequired[bool]
+    started: NotRequired[datetime | str | None]
+    looks: NotRequired[int]
+    seen: NotRequired[str]
 
 
 class Pause(NamedTuple):
@@ -138,8 +146,8 @@ class _State:
     streak: Streak
     not_before: datetime
     next_look: datetime
-    looks: int = 0
-    seen: str = "no answer yet"
+    looks: int
+    seen: str
 
 
 class _BankConnectTrigger(BaseTrigger):
@@ -161,6 +169,9 @@ class _BankConnectTrigger(BaseTrigger):
         self.max_wait = pace.get("max_wait")
         self.on_failed = check_on_failed(pace.get("on_failed", "fail"))
         self.silent_fail = pace.get("silent_fail", False)
+        self.started = _moment(pace.get("started") or datetime.now(UTC))
+        self.looks = pace.get("looks", 0)
+        self.seen = pace.get("seen", "no answer yet")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give the class path and its arguments, in types that every Airflow serializes. No keys among them."""
@@ -175,6 +186,9 @@ class _BankConnectTrigger(BaseTrigger):
             "max_wait": self.max_wait,
             "on_failed": self.on_failed,
             "silent_fail": self.silent_fail,
+            "started": self.started.isoformat(),
+            "looks": self.looks,
+            "seen": self.seen,
         }
 
     def _gate_arguments(self) -> dict[str, Any]:
@@ -189,11 +203,12 @@ class _BankConnectTrigger(BaseTrigger):
             event = WaitEvent(
                 status="error", error=type(error).__name__, because="the wait broke off; the triggerer's log says where"
             )
+        event["started"] = self.started.isoformat()
         yield TriggerEvent(dict(event))  # type: ignore[no-untyped-call]
 
     async def _wait(self) -> WaitEvent:
         self.log.info("Waiting for %s until %s", self.gate, self.deadline.isoformat(timespec="seconds"))
-        state = _State(Streak(self.log), self.not_before, self._first_look())
+        state = _State(Streak(self.log), self.not_before, self._first_look(), self.looks, self.seen)
         async with shared_poller(self.bankconnect_conn_id) as poller:
             while (now := datetime.now(UTC)) < self.deadline:
                 try:
@@ -350,5 +365,5 @@ async def _sleep_until(moment: datetime) -> None:
 def _moment(value: datetime | str) -> datetime:
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     if moment.tzinfo is None:
-        raise ValueError(f"deadline and next_look must be aware, not {value!r}")
+        raise ValueError(f"a deadline, or any other moment of a wait, must be aware, not {value!r}")
     return moment.astimezone(UTC)

@@ -221,6 +221,18 @@ def test_what_the_history_does_not_know_yet_is_told_from_the_progress(box, ask):
     assert "To check:" not in lines
 
 
+def test_that_the_vendor_runs_a_failed_statement_again_is_told_from_the_progress(box, ask):
+    box.play(statement("march", "failed", after=-7200))
+    assert "march" not in "".join(ask("--link", LINK)[4:])
+    box.play(statement("march", after=3600))
+    lines = ask("--link", LINK)
+    assert lines[0].startswith("FAILED: ")
+    assert lines[4:6] == [
+        "Entity customer-1, known to BankConnect but not in this history:",
+        "  processing  statement march (online): still going: its row comes when it is over",
+    ]
+
+
 def test_a_pdf_without_a_link_is_asked_about(box, ask):
     box.play(statement("march", link_id=None, mode="pdf"))
     assert ask("--link", LINK) == [

@@ -1,0 +1,124 @@
+"""Searches everything that a run has left behind for something that must not be there, however it is written."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
+
+from cryptography.fernet import Fernet
+from homes import FERNET_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from homes import Home
+
+# At DEBUG, `airflow dags test` itself prints each secret that its masker is told of, whoever tells it: Airflow reading
+# a connection, or a hook. Only its InProcessTestSupervisor does; a worker's supervisor leaves the body out.
+TOLD_TO_THE_MASKER = re.compile(rb"^.*Sending request .*loc=supervisor\.py:\d+ msg=MaskSecret\(.*$", re.MULTILINE)
+# So much of a key is as good as a finding: something may have been cut off.
+PART = 12
+
+
+@dataclass(frozen=True, order=True)
+class Leak:
+    """Whose ``name`` was found, in what ``form``, and ``where``: a file, or ``table x``; and what stands around it."""
+
+    name: str
+    form: str
+    where: str
+    around: str = field(default="", compare=False)
+
+
+def find_leaks(home: Home, secrets: dict[str, str]) -> set[Leak]:
+    """Search all files and all rows of a home."""
+    wanted = [(name, form, needle) for name, value in secrets.items() for form, needle in forms(value)]
+    return {
+        Leak(name, form, where, _around(hay, needle))
+        for where, hay in haystacks(home)
+        for name, form, needle in wanted
+        if needle in hay
+    }
+
+
+def forms(secret: str) -> Iterator[tuple[str, bytes]]:
+    """Write a secret in every way that we can think of."""
+    raw = secret.encode()
+    ways: dict[str, set[str | bytes]] = {
+        "plain": {secret},
+        "beginning": {secret[:PART]},
+        "end": {secret[-PART:]},
+        "base64": {
+            text.translate(alphabet) for text in _in_base64(raw) for alphabet in ({}, str.maketrans("+/", "-_"))
+        },
+        "percent": {quote(secret, safe=""), quote(secret), quote_plus(secret)},
+        "json": {
+            _inside(json.dumps(secret)),
+            _inside(json.dumps(_inside(json.dumps(secret)))),
+            _inside(json.dumps(secret)).replace("/", "\\/"),
+            re.sub(r"[<>&']", lambda found: f"\\u{ord(found[0]):04x}", _inside(json.dumps(secret))),
+        },
+        "repr": {_inside(repr(secret)), _inside(repr(raw))[1:]},
+        "html": {html.escape(secret)},
+        "hex": {raw.hex(), raw.hex().upper()},
+    }
+    ways["percent"] |= {re.sub("%..", lambda found: found[0].lower(), text) for text in ways["percent"]}
+    for form, texts in ways.items():
+        for text in texts:
+            if form == "plain" or text != secret:
+                yield form, text if isinstance(text, bytes) else text.encode()
+
+
+def haystacks(home: Home) -> Iterator[tuple[str, bytes]]:
+    """All files, the raw bytes of the database with its journals among them, and all rows of all tables."""
+    for path in sorted(home.folder.rglob("*")):
+        if path.is_file():
+            name, hay = str(path.relative_to(home.folder)), path.read_bytes()
+            yield name, TOLD_TO_THE_MASKER.sub(b"", hay) if name.startswith("output-") else hay
+    for table, columns, row in rows(home):
+        yield f"table {table}", b"\n".join(_as_bytes(value) for value in row)
+        if table == "trigger":
+            yield "table trigger", decrypted(row[columns.index("kwargs")])
+
+
+def rows(home: Home) -> Iterator[tuple[str, list[str], tuple[object, ...]]]:
+    """Every row of every table."""
+    with closing(sqlite3.connect(home.database)) as database:
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        for table in tables:
+            cursor = database.execute(f'select * from "{table}"')  # noqa: S608 - names from the database itself
+            columns = [column[0] for column in cursor.description]
+            for row in cursor:
+                yield table, columns, row
+
+
+def decrypted(kwargs: str) -> bytes:
+    """Give what a trigger is remembered with, as the triggerer reads it: some ways there encrypt it, others do not."""
+    return kwargs.encode() if kwargs.startswith("{") else Fernet(FERNET_KEY).decrypt(kwargs)
+
+
+def _as_bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+
+
+def _around(hay: bytes, needle: bytes) -> str:
+    at = hay.index(needle)
+    return hay[max(0, at - 300) : at + len(needle) + 100].decode("utf-8", "replace")
+
+
+def _inside(quoted: str) -> str:
+    return quoted[1:-1]
+
+
+def _in_base64(raw: bytes) -> Iterator[str]:
+    """Give what stays the same of it whatever stands before and behind: one text for each of three alignments."""
+    for offset, skipped in enumerate((0, 2, 3)):
+        text = base64.b64encode(b"\0" * offset + raw).decode()
+        yield text[skipped : (offset + len(raw)) * 8 // 6]
