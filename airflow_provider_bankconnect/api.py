@@ -11,6 +11,7 @@ import ipaddress
 import math
 import socket
 import unicodedata
+import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
@@ -369,6 +370,11 @@ def get_entities(link_id: str) -> Call[list[str]]:
         if not answer.next:
             return list(found)
     raise BankConnectResponseError(f"entities: HTTP 200, but still a next page after {MAX_PAGES}", status=200)
+
+
+def probe() -> Call[list[str]]:
+    """Ask for the entities of a link that nobody has: an empty list, and not 404, wherever the base URL is right."""
+    return get_entities(str(uuid.uuid4()))
 
 
 def check_status(request: Request, answer: Answer) -> Answer:

@@ -148,9 +148,13 @@ class BankConnectHook(BaseHook):
         try:
             # Without retries: somebody looks at a button.
             with BankConnectHook(self.bankconnect_conn_id, max_retries=0) as hook:
-                hook.get_webhook_payloads(str(uuid.uuid4()))
+                try:
+                    hook.get_webhook_payloads(str(uuid.uuid4()))
+                except api.BankConnectNotFoundError:
+                    # The vendor may say so of a link that nobody has. Of a list it does not: then it is the path.
+                    hook.run(api.probe())
         except api.BankConnectNotFoundError:
-            pass
+            return True, "BankConnect answers, but with HTTP 404 to every call: check the path in the connection's host"
         except (api.BankConnectError, ValueError) as error:
             return False, str(error)
         return True, "BankConnect answers, and takes both keys"

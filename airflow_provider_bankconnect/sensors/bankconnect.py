@@ -31,6 +31,7 @@ from airflow_provider_bankconnect.triggers.bankconnect import (
     MIN_INTERVAL,
     BankConnectProgressTrigger,
     BankConnectWebhookPayloadTrigger,
+    NotFounds,
     Streak,
     is_final,
 )
@@ -57,6 +58,7 @@ class _Wait:
 
     hook: BankConnectHook
     streak: Streak
+    not_founds: NotFounds
     started: datetime
     is_new: bool
     not_before: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -108,7 +110,8 @@ class _BankConnectSensor(BaseSensorOperator):
                 return PokeReturnValue(is_done=True, xcom_value=rows)
         now = datetime.now(UTC)
         if now >= deadline:
-            self._time_out(wait.streak.tell(wait.seen), started=wait.started, looks=wait.looks)
+            self._test_path(wait, last=True)
+            self._time_out(wait.streak.tell(wait.not_founds.tell(wait.seen)), started=wait.started, looks=wait.looks)
         if self.deferrable:
             next_look = now + timedelta(seconds=max(self.poke_interval, MIN_INTERVAL))
             trigger = self._trigger(
@@ -176,8 +179,11 @@ class _BankConnectSensor(BaseSensorOperator):
         timezone = wait.hook.settings.timezone
         try:
             rows: Iterable[Any] = wait.hook.run(gate.ask(timezone))
+            wait.not_founds.end()
             verdict = gate.judge(rows, datetime.now(UTC))
         except api.BankConnectNotFoundError as error:
+            wait.not_founds.add()
+            self._test_path(wait)
             verdict = Verdict("pending", (), str(error))
         except api.BankConnectError as error:
             if is_final(error, first_look=wait.is_new and wait.looks == 1) and not self.silent_fail:
@@ -189,9 +195,19 @@ class _BankConnectSensor(BaseSensorOperator):
         wait.streak.end()
         return verdict
 
+    def _test_path(self, wait: _Wait, *, last: bool = False) -> None:
+        if wait.not_founds.want_test(last=last):
+            try:
+                wait.hook.run(api.probe())
+            except api.BankConnectNotFoundError:
+                wait.not_founds.blame_path()
+            except api.BankConnectError:
+                self.log.info("The test call found out nothing")
+
     def _begin(self, hook: BankConnectHook, context: Context) -> _Wait:
         rescheduled = _first_start(context) if self.reschedule else None
-        return _Wait(hook, Streak(self.log), started=rescheduled or datetime.now(UTC), is_new=rescheduled is None)
+        started = rescheduled or datetime.now(UTC)
+        return _Wait(hook, Streak(self.log), NotFounds(self.log), started, is_new=rescheduled is None)
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int

@@ -27,6 +27,7 @@ from airflow_provider_bankconnect.triggers.poller import SHARED_SECONDS, Poller,
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import tzinfo
     from typing import NotRequired, Protocol, Required, Unpack
 
     class Logger(Protocol):
@@ -43,6 +44,9 @@ MIN_INTERVAL: Final = 1.0
 # The look at the deadline may take so long; Airflow's own timeout stands two minutes behind ours.
 _LAST_LOOK_SECONDS: Final = 60.0
 _SPREAD_SECONDS: Final = 60.0
+# So long a 404 is taken for "nothing there yet", before the test call is made.
+_NOT_FOUND_PATIENCE: Final = timedelta(minutes=5)
+_NO_PATH: Final = "even the test call gets HTTP 404: check the path in the connection's host"
 # So many rows are judged in a thread: the loop belongs to all waits.
 _OFF_LOOP_ROWS: Final = 500
 
@@ -132,6 +136,49 @@ class Streak:
         return f"{seen}; then {self.count} errors in a row, the last: {self.last}" if self.count else seen
 
 
+class NotFounds:
+    """404s in a row: nothing is there yet; or, when even the test call gets one, the base path is wrong."""
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+        self._since: datetime | None = None
+        self._tested = False
+        self._blamed = False
+
+    def add(self) -> None:
+        """Note one."""
+        self._since = self._since or datetime.now(UTC)
+
+    def end(self) -> None:
+        """Note another answer."""
+        self._since, self._tested, self._blamed = None, False, False
+
+    def want_test(self, *, last: bool = False) -> bool:
+        """Say whether it is time for the test call: once, after some minutes of 404, or at the deadline."""
+        if self._since is None or self._tested:
+            return False
+        self._tested = last or datetime.now(UTC) - self._since >= _NOT_FOUND_PATIENCE
+        return self._tested
+
+    def blame_path(self) -> None:
+        """Note that the test call got a 404 too."""
+        self._blamed = True
+        self._log.warning("BankConnect answers 404; %s", _NO_PATH)
+
+    def tell(self, seen: str) -> str:
+        """Say what was seen last, and that it may be no answer of BankConnect's at all."""
+        return f"{_NO_PATH}; {seen}" if self._blamed else seen
+
+
+class _TestCall:
+    """One for all waits: the poller makes equal calls once."""
+
+    ledger = ("test call",)
+
+    def ask(self, timezone: tzinfo) -> api.Call[list[str]]:  # noqa: ARG002 - it has no times
+        return api.probe()
+
+
 def is_final(error: Exception, *, first_look: bool) -> bool:
     """Say whether no later look can mend this: wrong keys, a wrong zone, at first sight a wrong certificate."""
     return isinstance(error, api.BankConnectAuthError | api.BankConnectTimezoneError) or (
@@ -144,6 +191,7 @@ class _State:
     """How far a wait has come since the triggerer took it up."""
 
     streak: Streak
+    not_founds: NotFounds
     not_before: datetime
     next_look: datetime
     looks: int
@@ -208,7 +256,9 @@ class _BankConnectTrigger(BaseTrigger):
 
     async def _wait(self) -> WaitEvent:
         self.log.info("Waiting for %s until %s", self.gate, self.deadline.isoformat(timespec="seconds"))
-        state = _State(Streak(self.log), self.not_before, self._first_look(), self.looks, self.seen)
+        state = _State(
+            Streak(self.log), NotFounds(self.log), self.not_before, self._first_look(), self.looks, self.seen
+        )
         async with shared_poller(self.bankconnect_conn_id) as poller:
             while (now := datetime.now(UTC)) < self.deadline:
                 try:
@@ -219,21 +269,24 @@ class _BankConnectTrigger(BaseTrigger):
                     break
                 if event is not None:
                     return event
-            # One last look, unless the vendor has asked not to be asked so soon.
-            if state.not_before <= datetime.now(UTC) and not poller.held:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LAST_LOOK_SECONDS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                    # One last look, unless the vendor has asked not to be asked so soon.
+                    if state.not_before <= datetime.now(UTC) and not poller.held:
                         event = await self._look(poller, state)
                         if event is not None:
                             return event
-        return WaitEvent(status="timeout", because=state.streak.tell(state.seen), looks=state.looks)
+                    if not poller.held:
+                        await self._test_path(poller, state, last=True)
+        because = state.streak.tell(state.not_founds.tell(state.seen))
+        return WaitEvent(status="timeout", because=because, looks=state.looks)
 
     async def _look(self, poller: Poller, state: _State) -> WaitEvent | None:
         """Look once; None to go on waiting."""
         state.looks += 1
         pause = Pause(MIN_INTERVAL, 0.0)
         try:
-            verdict = await self._judge(poller)
+            verdict = await self._judge(poller, state)
         except Exception as error:
             if not isinstance(error, api.BankConnectError) and poller.connected:
                 raise
@@ -252,11 +305,23 @@ class _BankConnectTrigger(BaseTrigger):
         state.next_look = now + timedelta(seconds=max(pause.asked, pause.own, self._interval(state.looks)))
         return None
 
-    async def _judge(self, poller: Poller) -> Verdict:
+    async def _test_path(self, poller: Poller, state: _State, *, last: bool = False) -> None:
+        if state.not_founds.want_test(last=last):
+            try:
+                await poller.ask(_TestCall())
+            except api.BankConnectNotFoundError:
+                state.not_founds.blame_path()
+            except api.BankConnectError:
+                self.log.info("The test call found out nothing")
+
+    async def _judge(self, poller: Poller, state: _State) -> Verdict:
         try:
             rows = await poller.ask(self.gate, max_age=min(self.poke_interval / 2, SHARED_SECONDS))
         except api.BankConnectNotFoundError as error:
+            state.not_founds.add()
+            await self._test_path(poller, state)
             return Verdict("pending", (), str(error))
+        state.not_founds.end()
         now = datetime.now(UTC)
         if len(rows) < _OFF_LOOP_ROWS:
             return self.gate.judge(rows, now)

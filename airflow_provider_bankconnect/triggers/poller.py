@@ -20,8 +20,19 @@ from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import tzinfo
+    from typing import Protocol
 
-    from airflow_provider_bankconnect.gate import Gate
+    class Asks(Protocol):
+        """A gate, or whatever else knows what to ask; equal ``ledger``, equal question."""
+
+        @property
+        def ledger(self) -> tuple[str, ...]:
+            """What is asked."""
+
+        def ask(self, timezone: tzinfo) -> api.Call[Any]:
+            """Ask it."""
+
 
 Rows: TypeAlias = Sequence[Any]
 
@@ -58,7 +69,7 @@ class Poller:
         """Whether polls are held back now."""
         return self._loop.time() < self._resume_at
 
-    async def ask(self, gate: Gate, *, max_age: float = SHARED_SECONDS) -> Rows:
+    async def ask(self, gate: Asks, *, max_age: float = SHARED_SECONDS) -> Rows:
         """Get the rows of a gate's ledger: from an equal poll in flight or just answered, else from BankConnect.
 
         A caller that is cancelled cancels no poll: others may wait for it.
@@ -96,7 +107,7 @@ class Poller:
             del self._polls[key]
             self._answered.pop(key, None)
 
-    async def _poll(self, gate: Gate) -> Rows | Exception:
+    async def _poll(self, gate: Asks) -> Rows | Exception:
         try:
             settings = await self._hook.connect()
             self._slots = self._slots or asyncio.Semaphore(settings.max_concurrency)
@@ -110,7 +121,7 @@ class Poller:
             Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
             return error
 
-    async def _send(self, gate: Gate) -> Rows:
+    async def _send(self, gate: Asks) -> Rows:
         started = self._loop.time()
         Stats.incr("bankconnect.polls")
         settings = await self._hook.connect()

@@ -421,6 +421,12 @@ def test_the_test_button_takes_an_unknown_link_for_good_and_a_page_for_bad(box):
     assert BankConnectHook().test_connection()[0] is False
 
 
+def test_the_test_button_tells_of_a_path_that_answers_404_to_everything(box, monkeypatch):
+    host = box.url.replace("bank-connect", "bank-conect")
+    monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | {"host": host}))
+    assert "check the path" in BankConnectHook().test_connection()[1]
+
+
 @both
 def test_both_keys_are_masked_from_then_on(box, ask):
     ask("get_webhook_payloads", "L")

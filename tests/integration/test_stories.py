@@ -307,7 +307,6 @@ def test_a_connection_in_the_right_zone_opens_the_gate_and_gives_utc(story, monk
     assert timedelta(0) <= age < timedelta(minutes=1)
 
 
-not_yet = pytest.mark.xfail(strict=True, reason="a 404 for ever is not yet told from a link that nobody has")
 TEST_CALL_TOO = "even the test call gets HTTP 404: check the path in the connection's host"
 
 
@@ -317,7 +316,6 @@ def typo_in_the_path(box, connection, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps({**box.connection, "host": host}))
 
 
-@not_yet
 @pytest.mark.usefixtures("typo_in_the_path")
 @pytest.mark.parametrize("waits_for", [{"link_id": LINK}, {"entity_id": CUSTOMER}], ids=["history", "progress"])
 def test_a_typo_in_the_base_path_is_named_by_the_time_out(story, waits_for):
@@ -326,10 +324,9 @@ def test_a_typo_in_the_base_path_is_named_by_the_time_out(story, waits_for):
     assert f"Seen last: {TEST_CALL_TOO}; " in outcome.message
 
 
-@not_yet
+# In reschedule mode each look is a process of its own: only the last one, at the time-out, can know.
+@pytest.mark.parametrize("story", ["poke", "deferred"], indirect=True)
 def test_a_404_to_every_call_is_logged_after_some_minutes_and_once(story, log, monkeypatch):
-    if story.mode == "reschedule":
-        pytest.skip("each look is a process of its own: only the last one, at the time-out, can know")
     patience = "airflow_provider_bankconnect.triggers.bankconnect._NOT_FOUND_PATIENCE"
     monkeypatch.setattr(patience, timedelta(seconds=0.1), raising=False)
     story.box.fault(Fault(kind="status", status=404))
