@@ -15,7 +15,13 @@ from airflow_provider_bankconnect.sandbox import Fault, Sandbox
 from airflow_provider_bankconnect.sensors.bankconnect import BankConnectProgressSensor, BankConnectWebhookPayloadSensor
 
 BECOMES = {"passed": "success", "failed": "failed", "pending": "failed", "timezone": "up_for_retry"}
-QUICK = {"timeout": 0.12, "poke_interval": 0.05}
+
+
+def pace(case):
+    """Time out soon where that is what has to happen; a slow machine must not bring it about elsewhere."""
+    return {"timeout": 0.12 if case.state == "pending" else 30, "poke_interval": 0.05}
+
+
 # Between asking and judging the clock goes on: what holds only at one very second is for the pure table alone.
 STEADY = [case for case in CASES if not case.tight]
 
@@ -46,12 +52,15 @@ def answers(box, call, mode, nothing, answer):
 @pytest.mark.parametrize("case", STEADY, ids=lambda case: case.name)
 def test_every_mode_gives_the_verdict_of_the_table_in_every_order(box, case, mode):
     now = datetime.now(UTC).replace(microsecond=0)
-    sensor = partial(build, BankConnectWebhookPayloadSensor, mode, link_id=LINK, **QUICK, **expect_arguments(case, now))
+    sensor = partial(
+        build, BankConnectWebhookPayloadSensor, mode, link_id=LINK, **pace(case), **expect_arguments(case, now)
+    )
     for rows in permutations(payload_dicts(case, now)):
         answers(box, "webhook_payloads", mode, {"payloads": []}, {"payloads": rows})
         outcome = run(sensor)
         assert outcome.state == BECOMES[case.state], outcome
-        assert bool(outcome.triggers) == (mode == "deferred")
+        if case.state != "pending":
+            assert bool(outcome.triggers) == (mode == "deferred")
         if case.state == "passed" and case.result is not None:
             assert outcome.ids == list(case.result)
         if case.state == "pending":
@@ -67,7 +76,7 @@ def test_every_mode_gives_the_verdict_of_the_snapshot_table_in_every_order(box, 
         BankConnectProgressSensor,
         mode,
         entity_id=ENTITY,
-        **QUICK,
+        **pace(case),
         **expect_arguments(case, datetime.now(UTC)),
     )
     for items in permutations(progress_dicts(case)):
