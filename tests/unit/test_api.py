@@ -984,3 +984,15 @@ def test_a_mode_says_what_it_silences():
     assert WebhookMode.NET_BANKING_AND_MANUAL.silences == (
         "nothing is silenced: net banking and manual (PDF) statements both send webhooks"
     )
+
+
+def test_the_probe_asks_for_the_entities_of_a_link_that_nobody_has():
+    """Each time for another one, and it comes to what a list of nobody's entities comes to."""
+    first, second = (next(api.probe()) for _ in range(2))
+    assert first.path.startswith("entity/?page=1&link_id=")
+    assert len(first.path.rpartition("=")[2]) == len("00000000-0000-4000-8000-000000000000")
+    assert first.path != second.path
+    call = api.probe()
+    next(call)
+    body = b'{"count": 0, "next": null, "previous": null, "results": []}'
+    assert api.advance(call, api.Answer(200, body)) == api.Result([])
