@@ -15,7 +15,7 @@ TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])
 CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
-.PHONY: help install lint types test demo mutants constraints clean
+.PHONY: help install lint types test demo docs browser mutants constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -49,6 +49,12 @@ test: lint types  ## Style, types and every test
 demo: $(READY)  ## BankConnect played here, and a real Airflow that registers, waits and works
 	@$(PY) -W ignore scripts/demo.py
 
+docs: $(READY)  ## The documentation, strictly, into docs/_build/html
+	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+
+browser: $(READY)  ## The connection form in a real Chromium; pictures in .cache/browser
+	$(PY) -m pytest tests/browser
+
 mutants: $(READY)  ## How many planted defects in the protocol and the verdict the unit tests find: six minutes
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \
 	else $(PY) -m pip install --quiet -c $(CONSTRAINTS) --group mutants; fi
@@ -60,13 +66,17 @@ mutants: $(READY)  ## How many planted defects in the protocol and the verdict t
 	print(f'{s[\"killed\"]} of {s[\"total\"]} killed: {s[\"killed\"] / s[\"total\"]:.1%}'); \
 	raise SystemExit(s['killed'] < 0.95 * s['total'])"
 
-constraints: $(READY)  ## The constraint files anew: what pyproject.toml declares now, the rest as it is
+$(VENV)/bin/uv:
+	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	@$(PY) -m pip install --quiet uv
+
+constraints: $(VENV)/bin/uv  ## The constraint files anew: what pyproject.toml declares now, the rest as it is
 	for file in constraints/constraints-*.txt; do \
-		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); cp $$file $$file.known; \
+		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); grep -v '^docutils==' $$file > $$file.known; \
 		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --group dev --python-version 3.$$minor \
 			-c $$file.known --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o $$file; \
 		rm $$file.known; \
 	done
 
 clean:  ## Away with all that make made
-	rm -rf .venv .demo mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .demo .cache docs/_build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -30,7 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        sys.stdout.write(_ask(options.conn, gate) + "\n")
+        # Airflow 2 logs to stdout: there the page is to stand alone.
+        with contextlib.redirect_stdout(io.StringIO()):
+            page = _ask(options.conn, gate)
+        sys.stdout.write(page + "\n")
     except Exception as error:  # noqa: BLE001 - a person reads it: what was wrong, in one line and without traceback
         sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
         return 1

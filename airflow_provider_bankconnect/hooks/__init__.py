@@ -1,1 +1,3 @@
+"""Hooks: BankConnect, called."""
+
 from __future__ import annotations

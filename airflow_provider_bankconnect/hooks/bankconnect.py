@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import random
 import ssl
 import time
@@ -17,13 +18,14 @@ import aiohttp
 import requests
 import tenacity
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
-from airflow.providers.common.compat.sdk import BaseHook, mask_secret
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from yarl import URL
 
 from airflow_provider_bankconnect import __version__, api
 from airflow_provider_bankconnect.api import ConnectionSettings, WebhookMode
+from airflow_provider_bankconnect.get_provider_info import get_provider_info
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
 _HEADERS: Final = {"Accept": "application/json", "User-Agent": f"airflow-provider-bankconnect/{__version__}"}
 _CHUNK_BYTES: Final = 64 * 1024
 # Longer than people poll: a kept connection saves the TLS handshake of the next poll.
@@ -64,6 +67,28 @@ class BankConnectHook(BaseHook):
         super().__init__()
         self.bankconnect_conn_id = bankconnect_conn_id
         self.max_retries = max_retries
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Give Airflow before 3.2 the fields of the form, which later ones read from the provider info themselves."""
+        from wtforms import IntegerField, PasswordField, StringField  # type: ignore[import-untyped] # noqa: PLC0415
+        from wtforms.validators import Optional  # type: ignore[import-untyped] # noqa: PLC0415
+
+        widgets = {}
+        for name, field in _form()["conn-fields"].items():
+            schema = field["schema"]
+            kind = PasswordField if schema.get("format") == "password" else StringField
+            # A number goes as text: IntegerField takes no half seconds.
+            kind = IntegerField if "integer" in schema["type"] else kind
+            widgets[name] = kind(
+                field["label"], validators=[Optional()], description=field["description"], widget=_widget(kind)
+            )
+        return widgets
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Give Airflow before 3.2 what is hidden, renamed and hinted at in the form."""
+        return {name.replace("-", "_"): value for name, value in _form()["ui-field-behaviour"].items()}
 
     def __enter__(self) -> Self:
         return self
@@ -214,6 +239,7 @@ class BankConnectAsyncHook:
         self.bankconnect_conn_id = bankconnect_conn_id
         self._settings: ConnectionSettings | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
         self._retired: list[aiohttp.ClientSession] = []
         self._opening = asyncio.Lock()
 
@@ -263,7 +289,11 @@ class BankConnectAsyncHook:
         return self._settings or used
 
     async def _read(self) -> ConnectionSettings:
-        connection = await get_async_connection(self.bankconnect_conn_id)
+        try:
+            connection = await get_async_connection(self.bankconnect_conn_id)
+        except AirflowNotFoundException:
+            # `airflow dags test` of 3.3 runs a trigger where only the synchronous way to Airflow's database is open.
+            connection = await asyncio.to_thread(BaseHook.get_connection, self.bankconnect_conn_id)
         settings = _parse(self.bankconnect_conn_id, connection, await get_async_extra_dejson(connection))
         for key in settings.headers.values():
             # In a thread: on the event loop its call to the supervisor may be refused as a deadlock.
@@ -272,14 +302,14 @@ class BankConnectAsyncHook:
 
     async def _open(self, settings: ConnectionSettings) -> None:
         context = await asyncio.to_thread(_ssl_context, self.bankconnect_conn_id, settings)
+        self._proxy = _proxy(settings)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=settings.max_concurrency, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=context
             ),
-            headers={**_HEADERS, **settings.headers},
+            headers=_HEADERS,
             timeout=aiohttp.ClientTimeout(total=settings.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
         )
         self._settings = settings
 
@@ -317,7 +347,15 @@ class BankConnectAsyncHook:
         # Encoded already: yarl would undo a part of it.
         url = URL(f"{settings.base_url}/{request.path}", encoded=True)
         try:
-            async with self._session.request(request.method, url, json=request.json, allow_redirects=False) as response:
+            # The keys go with the request: what is the session's own, aiohttp tells the proxy too, in clear.
+            async with self._session.request(
+                request.method,
+                url,
+                json=request.json,
+                headers=settings.headers,
+                allow_redirects=False,
+                proxy=self._proxy,
+            ) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                     body += chunk
@@ -375,6 +413,33 @@ class _Session(requests.Session):
         return settings  # type: ignore[return-value]
 
 
+def _form() -> dict[str, Any]:
+    """Give the one description of the connection form, the provider info's."""
+    (form,) = get_provider_info()["connection-types"]
+    return dict(form)
+
+
+def _widget(kind: type) -> object:
+    """Give the dress that Airflow 2 puts on its fields; Airflow 3.0 may have wtforms without it, and needs none."""
+    try:
+        from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found] # noqa: PLC0415
+    except ImportError:
+        return None
+    if not kind.__name__.endswith("PasswordField"):
+        return fieldwidgets.BS3TextFieldWidget()
+
+    class KeptPassword(fieldwidgets.BS3PasswordFieldWidget):  # type: ignore[misc]
+        """Shows a stored key as Airflow's own stand-in: an empty field would have the key deleted when it is saved."""
+
+        def __call__(self, field: Any, **attributes: Any) -> Any:  # noqa: ANN401 - wtforms' own
+            from airflow.www.views import SENSITIVE_FIELD_PLACEHOLDER  # type: ignore[import-not-found] # noqa: PLC0415
+
+            self.hide_value = False
+            return super().__call__(field, value=SENSITIVE_FIELD_PLACEHOLDER if field.data else "", **attributes)
+
+    return KeptPassword()
+
+
 def _parse(conn_id: str, connection: Connection, extra: dict[str, Any]) -> ConnectionSettings:
     return ConnectionSettings.parse(
         conn_id, host=connection.host, port=connection.port, password=connection.password, extra=extra
@@ -398,6 +463,22 @@ def _ssl_context(conn_id: str, settings: ConnectionSettings) -> ssl.SSLContext:
         raise ValueError(
             f"Connection {conn_id!r}: {bundle!r} of {where} is no readable bundle of certificates"
         ) from None
+
+
+def _proxy(settings: ConnectionSettings) -> str | None:
+    """Find the proxy of the environment, as ``requests`` does, and once.
+
+    ``trust_env`` would have ``aiohttp`` look in two threads for each poll, and send along what a ``.netrc`` says.
+    """
+    proxies = requests.utils.get_environ_proxies(settings.base_url)
+    found = requests.utils.select_proxy(settings.base_url, proxies)
+    if not found:
+        return None
+    proxy = found if "://" in found else f"http://{found}"
+    if not proxy.startswith("http://"):
+        _log.warning("Deferred waits go without the environment's proxy: aiohttp knows those with http:// alone")
+        return None
+    return proxy
 
 
 def _worth_retrying(error: BaseException) -> bool:

@@ -1,1 +1,3 @@
+"""Operators: what a task tells BankConnect."""
+
 from __future__ import annotations

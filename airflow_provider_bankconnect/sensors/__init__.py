@@ -1,1 +1,3 @@
+"""Sensors: gates that wait for BankConnect."""
+
 from __future__ import annotations

@@ -297,7 +297,7 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
         try again.
     :param bankconnect_conn_id: the connection with both keys. (templated)
     :param deferrable: wait in the triggerer.
-    :raises BankConnectAuthError: the keys are refused; never retried, never a skip under ``soft_fail``.
+    :raises BankConnectAuthError: the keys are refused: sent once in a try, and never a skip under ``soft_fail``.
     :raises BankConnectTimezoneError: a row lies in the future: the connection's ``timezone`` is wrong.
     :raises ValueError: an argument cannot be meant; names it.
     """
@@ -369,7 +369,7 @@ class BankConnectProgressSensor(_BankConnectSensor):
         or ``"pass"`` the failed rows on. (templated)
     :param bankconnect_conn_id: the connection with both keys. (templated)
     :param deferrable: wait in the triggerer.
-    :raises BankConnectAuthError: the keys are refused; never retried, never a skip under ``soft_fail``.
+    :raises BankConnectAuthError: the keys are refused: sent once in a try, and never a skip under ``soft_fail``.
     :raises ValueError: an argument cannot be meant; names it.
     """
 

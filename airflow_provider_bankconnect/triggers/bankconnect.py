@@ -23,7 +23,7 @@ from airflow_provider_bankconnect.gate import (
     check_on_failed,
 )
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
-from airflow_provider_bankconnect.triggers.poller import SHARED_SECONDS, Poller, shared_poller
+from airflow_provider_bankconnect.triggers.poller import SHARED_SECONDS, Poller, Rows, shared_poller, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -263,8 +263,8 @@ class _BankConnectTrigger(BaseTrigger):
             while (now := datetime.now(UTC)) < self.deadline:
                 try:
                     async with asyncio.timeout((self.deadline - now).total_seconds()):
-                        await _sleep_until(state.next_look)
-                        event = await self._look(poller, state)
+                        heard = await self._rest(poller, state.next_look)
+                        event = await self._look(poller, state, heard)
                 except TimeoutError:
                     break
                 if event is not None:
@@ -281,12 +281,21 @@ class _BankConnectTrigger(BaseTrigger):
         because = state.streak.tell(state.not_founds.tell(state.seen))
         return WaitEvent(status="timeout", because=because, looks=state.looks)
 
-    async def _look(self, poller: Poller, state: _State) -> WaitEvent | None:
-        """Look once; None to go on waiting."""
-        state.looks += 1
+    async def _rest(self, poller: Poller, until: datetime) -> Rows | Exception | None:
+        """Wait for the time of the next look; or for an answer that another wait got for the same question."""
+        # The loop's clock and the wall clock drift apart: a deadline is a time of day.
+        while (left := (until - datetime.now(UTC)).total_seconds()) > 0:
+            heard = await poller.hear(self.gate, left)
+            if heard is not None:
+                return heard
+        return None
+
+    async def _look(self, poller: Poller, state: _State, heard: Rows | Exception | None = None) -> WaitEvent | None:
+        """Look once, or at what was ``heard``, which is no look of its own; None to go on waiting."""
+        state.looks += heard is None
         pause = Pause(MIN_INTERVAL, 0.0)
         try:
-            verdict = await self._judge(poller, state)
+            verdict = await self._judge(poller, state, heard)
         except Exception as error:
             if not isinstance(error, api.BankConnectError) and poller.connected:
                 raise
@@ -314,9 +323,12 @@ class _BankConnectTrigger(BaseTrigger):
             except api.BankConnectError:
                 self.log.info("The test call found out nothing")
 
-    async def _judge(self, poller: Poller, state: _State) -> Verdict:
+    async def _judge(self, poller: Poller, state: _State, heard: Rows | Exception | None) -> Verdict:
         try:
-            rows = await poller.ask(self.gate, max_age=min(self.poke_interval / 2, SHARED_SECONDS))
+            if heard is None:
+                rows = await poller.ask(self.gate, max_age=min(self.poke_interval / 2, SHARED_SECONDS))
+            else:
+                rows = told(heard)
         except api.BankConnectNotFoundError as error:
             state.not_founds.add()
             await self._test_path(poller, state)
@@ -338,7 +350,7 @@ class _BankConnectTrigger(BaseTrigger):
         """Seconds between two looks; with ``exponential_backoff`` doubled each time, with jitter, as Airflow does."""
         interval = self.poke_interval
         if self.exponential_backoff:
-            interval = max(interval * 2.0 ** (min(looks, 30) - 1), MIN_INTERVAL) * random.uniform(1, 2)  # noqa: S311
+            interval = max(interval * 2.0 ** (min(max(looks, 1), 30) - 1), MIN_INTERVAL) * random.uniform(1, 2)  # noqa: S311
         if self.max_wait is not None:
             interval = min(interval, self.max_wait)
         return min(max(interval, MIN_INTERVAL), 1e9)
@@ -419,12 +431,6 @@ class BankConnectProgressTrigger(_BankConnectTrigger):
             "statement_id": list(expected.statement_id) if expected.statement_id else None,
             "expected_statements": expected.expected_statements,
         }
-
-
-async def _sleep_until(moment: datetime) -> None:
-    # The loop's clock and the wall clock drift apart: a deadline is a time of day.
-    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:  # noqa: ASYNC110 - there is no event to wait for
-        await asyncio.sleep(left)
 
 
 def _moment(value: datetime | str) -> datetime:

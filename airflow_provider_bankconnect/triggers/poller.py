@@ -55,6 +55,7 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
         self._answered: dict[tuple[str, ...], float] = {}
+        self._listeners: dict[tuple[str, ...], set[asyncio.Future[Rows | Exception | None]]] = {}
         self._slots: asyncio.Semaphore | None = None
         self._resume_at = 0.0
         self._streak = 0
@@ -84,11 +85,27 @@ class Poller:
             poll = self._polls[key] = self._loop.create_task(self._poll(gate))
             self._answered.pop(key, None)
             poll.add_done_callback(lambda done: self._note_answer(key, done))
-        outcome = await asyncio.shield(poll)
-        if isinstance(outcome, Exception):
-            # The same error goes to many: each adds its own frames to it.
-            raise outcome.with_traceback(None)
-        return outcome
+        return told(await asyncio.shield(poll))
+
+    async def hear(self, gate: Asks, seconds: float) -> Rows | Exception | None:
+        """Sleep so long, and no longer than until somebody else has the answer to the same question.
+
+        Who then counts its own interval from that answer asks together with the others the next time.
+
+        :returns: the answer, for :func:`told`, or None when the time is over.
+        """
+        key = gate.ledger
+        heard: asyncio.Future[Rows | Exception | None] = self._loop.create_future()
+        alarm = self._loop.call_later(seconds, _wake, heard)
+        listeners = self._listeners.setdefault(key, set())
+        listeners.add(heard)
+        try:
+            return await heard
+        finally:
+            alarm.cancel()
+            listeners.discard(heard)
+            if not listeners and self._listeners.get(key) is listeners:
+                del self._listeners[key]
 
     async def close(self) -> None:
         """End what is still in flight, and close the session."""
@@ -101,6 +118,13 @@ class Poller:
     def _note_answer(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
         self._answered[key] = self._loop.time()
         self._loop.call_later(SHARED_SECONDS, self._forget, key, poll)
+        if poll.cancelled():
+            return
+        outcome = poll.result()
+        # An error is no news: who did not ask has no reason to back off.
+        if not isinstance(outcome, Exception) or isinstance(outcome, api.BankConnectNotFoundError):
+            for heard in self._listeners.get(key, ()):
+                _wake(heard, outcome)
 
     def _forget(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
         if self._polls.get(key) is poll:
@@ -154,6 +178,19 @@ class Poller:
         while self.held:
             jitter = random.random() * _RETURN_SECONDS  # noqa: S311 - no secret hangs on it
             await asyncio.sleep(self._resume_at - self._loop.time() + jitter)
+
+
+def told(outcome: Rows | Exception) -> Rows:
+    """Give the rows of an answer, or raise the error that it was."""
+    if isinstance(outcome, Exception):
+        # The same error goes to many: each adds its own frames to it.
+        raise outcome.with_traceback(None)
+    return outcome
+
+
+def _wake(heard: asyncio.Future[Rows | Exception | None], outcome: Rows | Exception | None = None) -> None:
+    if not heard.done():
+        heard.set_result(outcome)
 
 
 @asynccontextmanager

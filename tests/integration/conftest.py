@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from airflow_provider_bankconnect.sandbox import Sandbox
+
+
+@pytest.fixture(autouse=True)
+def _logged_once(monkeypatch):
+    """Airflow 2 hands what is logged to ``logging``, and writes it to stdout besides: it would be read twice."""
+    for logger in (logging.getLogger(), *map(logging.getLogger, ("airflow.task", "airflow.processor"))):
+        others = [handler for handler in logger.handlers if type(handler).__name__ != "RedirectStdHandler"]
+        monkeypatch.setattr(logger, "handlers", others)
 
 
 @pytest.fixture
