@@ -1,0 +1,165 @@
+"""What people install: the package and nothing else, and nothing of its extras unless they ask."""
+
+from __future__ import annotations
+
+import email
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_bankconnect
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "airflow_provider_bankconnect"
+EXTRA = {"starlette", "trustme", "uvicorn"}
+# `make matrix` names the wheel that it has installed; elsewhere one is built from the tree.
+GIVEN = os.environ.get("BANKCONNECT_WHEEL")
+
+
+def run(*command, **more):
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    if GIVEN:
+        return Path(GIVEN)
+    folder = tmp_path_factory.mktemp("wheel")
+    # Without isolation, where it can be: the build asks no registry then.
+    how = ["--no-isolation"] if find_spec("hatchling") else []
+    run("-m", "build", "--wheel", *how, "--outdir", str(folder), str(ROOT))
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="session")
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+@pytest.fixture(scope="session")
+def unpacked(wheel, tmp_path_factory):
+    """Unpack it into a folder: for a pure wheel that is what installing means."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def info(unpacked):
+    (folder,) = unpacked.glob("*.dist-info")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def metadata(info):
+    return email.message_from_string((info / "METADATA").read_text(encoding="utf-8"))
+
+
+def test_it_holds_the_package_and_nothing_else(names):
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {PACKAGE, f"{PACKAGE}-{airflow_provider_bankconnect.__version__}.dist-info"}
+    ours = [name for name in names if name.startswith(f"{PACKAGE}/")]
+    assert all(name.endswith((".py", "/py.typed")) for name in ours), ours
+    assert not [name for name in names if re.search(r"(^|/)(tests?|dags|scripts|constraints)/|conftest|\.env", name)]
+
+
+@pytest.mark.skipif(not (ROOT / PACKAGE).exists(), reason="there is no tree beside the wheel")
+def test_it_holds_all_of_the_package(names):
+    tree = {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).rglob("*.py")}
+    assert tree <= set(names)
+
+
+def test_it_is_typed_and_licensed(names, info):
+    assert f"{PACKAGE}/py.typed" in names
+    (license_file,) = info.rglob("LICENSE")
+    assert "Apache License" in license_file.read_text(encoding="utf-8")
+
+
+def test_it_is_one_wheel_for_every_python_and_machine(wheel):
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_its_version_is_the_one_in_the_package(wheel, metadata):
+    version = airflow_provider_bankconnect.__version__
+    assert metadata["Version"] == version
+    assert wheel.name.split("-")[1] == version
+
+
+def test_its_metadata_says_what_pip_and_people_need(metadata):
+    assert metadata["Name"] == "airflow-provider-bankconnect"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier")
+    assert metadata.get_payload().startswith("# ")
+
+
+def test_airflow_finds_it_by_its_entry_point(info):
+    points = ConfigParser()
+    points.read(info / "entry_points.txt")
+    assert points["apache_airflow_provider"]["provider_info"] == f"{PACKAGE}.get_provider_info:get_provider_info"
+
+
+def test_the_extras_are_asked_for_only_by_their_names(metadata):
+    required = metadata.get_all("Requires-Dist")
+    always = {re.match(r"[\w.-]+", line)[0] for line in required if "extra ==" not in line}
+    assert "apache-airflow" in always
+    assert not always & EXTRA
+    assert {re.match(r"[\w.-]+", line)[0] for line in required if "extra == 'sandbox'" in line} >= EXTRA
+
+
+def test_provider_info_can_be_read_where_nothing_else_is_installed(unpacked):
+    code = f"import sys; sys.path.insert(0, {str(unpacked)!r}); from {PACKAGE}.get_provider_info import *;"
+    # -S: without any installed package. Airflow reads this while it configures itself.
+    said = run("-I", "-S", "-c", code + "print(get_provider_info()['package-name'])")
+    assert said.strip() == "airflow-provider-bankconnect"
+
+
+def test_without_extras_it_works_and_loads_nothing_of_the_sandbox(unpacked):
+    """What only the sandbox needs is not there, and every public module can be imported all the same."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(unpacked)!r})
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "trustme":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+for part in ("hooks", "operators", "sensors", "triggers"):
+    __import__(f"{PACKAGE}.{{part}}.bankconnect")
+import {PACKAGE}, {PACKAGE}.explain, {PACKAGE}.__main__
+assert {PACKAGE}.__file__.startswith({str(unpacked)!r})
+print(sorted(name for name in sys.modules if name.startswith("{PACKAGE}.sandbox")))
+import {PACKAGE}.sandbox
+try:
+    {PACKAGE}.sandbox.Sandbox
+except ImportError as error:
+    print(error)
+"""
+    said = run("-P", "-W", "ignore", "-c", code).splitlines()
+    assert said[-2] == "[]"
+    assert said[-1] == "The sandbox needs 'trustme': pip install 'airflow-provider-bankconnect[sandbox]'"
+
+
+@pytest.mark.skipif(not find_spec("twine"), reason="needs twine")
+def test_twine_finds_nothing_to_say(wheel):
+    said = run("-m", "twine", "--no-color", "check", "--strict", str(wheel))
+    assert "PASSED" in said
+    assert "WARNING" not in said
+
+
+@pytest.mark.skipif(not find_spec("check_wheel_contents"), reason="needs check-wheel-contents")
+def test_check_wheel_contents_finds_nothing_to_say(wheel):
+    assert run("-m", "check_wheel_contents", "--no-config", str(wheel)).strip().endswith(": OK")
