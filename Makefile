@@ -15,7 +15,7 @@ TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])
 CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
-.PHONY: help install lint types test demo docs browser matrix mutants constraints clean
+.PHONY: help install lint types test demo docs browser matrix bench mutants constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -57,6 +57,9 @@ browser: $(READY)  ## The connection form in a real Chromium; pictures in .cache
 
 matrix:  ## The wheel beside every supported Airflow and Python: an hour; ONLY="2.11.2-py311 3.1.8-py312" QUICK=1 for less
 	"$(PYTHON)" scripts/matrix.py $(foreach pair,$(ONLY),--only $(pair)) $(if $(QUICK),--quick)
+
+bench: $(READY)  ## What waits cost a real triggerer, ours and others': sixteen minutes; QUICK=1: about two
+	@$(PY) benchmarks/waits.py $(if $(QUICK),--quick)
 
 mutants: $(READY)  ## How many planted defects in the protocol and the verdict the unit tests find: six minutes
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \

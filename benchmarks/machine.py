@@ -1,0 +1,179 @@
+"""The machine that is measured on: a virtual environment, a Postgres, processes, and what they cost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import pwd
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+HERE: Final = ROOT / "benchmarks"
+HOME: Final = ROOT / ".cache" / "bench"
+LOG: Final = HOME / "bench.log"
+VENV: Final = HOME / "venv"
+PYTHON: Final = VENV / "bin" / "python"
+_PEERS: Final = ("apache-airflow-providers-http", "psycopg2-binary", "asyncpg", "apache-airflow==3.3.2")
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(Exception):
+    """The benchmark cannot be run here, or broke off; says why."""
+
+
+def install() -> None:
+    """Make the virtual environment, once: this project's own with the peers in it."""
+    tag = f"py{sys.version_info.major}{sys.version_info.minor}"
+    constraints = ROOT / "constraints" / f"constraints-3.3.2-{tag}.txt"
+    if not constraints.exists():
+        raise BenchError(f"No constraints/{constraints.name}: the benchmark runs on Airflow 3.3.2 and a Python it has")
+    done = VENV / ".ready"
+    if done.exists() and done.stat().st_mtime > max(constraints.stat().st_mtime, HERE.stat().st_mtime):
+        return
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    what = ["-c", str(constraints), *_PEERS, "-e", f"{ROOT}[sandbox]"]
+    if uv:
+        run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(VENV)])
+        run([uv, "pip", "install", "--quiet", "--python", str(PYTHON), *what])
+    else:
+        run([sys.executable, "-m", "venv", str(VENV)])
+        run([str(PYTHON), "-m", "pip", "install", "--quiet", *what])
+    done.touch()
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    """Run a command to its end; what it says goes to the log."""
+    with LOG.open("a", encoding="utf-8") as log:
+        done = subprocess.run(command, env=env, stdout=log, stderr=log, check=False, start_new_session=True)
+    if done.returncode:
+        raise BenchError(f"{Path(command[0]).name} {' '.join(command[1:4])} ended with {done.returncode}; see {LOG}")
+
+
+@contextlib.contextmanager
+def process(command: Sequence[str], env: Mapping[str, str], *, end: signal.Signals, user: str = "") -> Iterator[int]:
+    """Run a process for as long as the ``with`` lasts, and leave none of its children behind."""
+    with LOG.open("a", encoding="utf-8") as log:
+        group = {"user": user, "group": user, "extra_groups": []} if user else {}
+        running = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **group
+        )
+    try:
+        yield running.pid
+    finally:
+        tree = family(running.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, end)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(30)
+        for pid in tree:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        running.wait()
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """Run a Postgres of our own; gives the address of its database. It refuses root, so root lends it another user."""
+    programs = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)]
+    found = next((Path(program).parent for program in programs if program), None)
+    if found is None:
+        raise BenchError("This needs PostgreSQL's server programs (initdb, postgres), and found none")
+    user = next((name for name in ("postgres", "nobody") if _exists(name)), "") if os.geteuid() == 0 else ""
+    data = HOME / "postgres"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(mode=0o700)
+    if user:
+        shutil.chown(data, user, user)
+    command = [str(found / "initdb"), "-D", str(data), "-U", "bench", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    with process(command, os.environ, end=signal.SIGTERM, user=user) as pid:
+        wait_until("initdb", 60, lambda: not alive(pid))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(found / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
+    with process(command, os.environ, end=signal.SIGQUIT, user=user):
+        wait_until("Postgres", 30, lambda: _listens(port))
+        time.sleep(1)
+        yield f"postgresql+psycopg2://bench@127.0.0.1:{port}/postgres"
+    shutil.rmtree(data, ignore_errors=True)
+
+
+def family(pid: int) -> list[int]:
+    """Give a process and all its descendants."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Say whether a process still runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def cpu(pids: Sequence[int]) -> float:
+    """CPU seconds that processes have used so far."""
+    used = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used += int(fields[11]) + int(fields[12])
+    return used / _TICKS
+
+
+def memory(pid: int) -> int:
+    """Resident bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files() -> int:
+    """Raise the limit of open files as far as we may, and give it: a triggerer keeps a log file open for each wait."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def describe() -> str:
+    """Say what machine this is, in size, not by name."""
+    memory_size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores ({platform.machine()}), {memory_size:.0f} GiB, Python {platform.python_version()}"
+
+
+def wait_until(what: str, seconds: float, ready: Callable[[], bool]) -> None:
+    """Wait for something that will be so.
+
+    :raises BenchError: it is not so.
+    """
+    until = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > until:
+            raise BenchError(f"{what}: not ready after {seconds:g} s; see {LOG}")
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def _exists(user: str) -> bool:
+    with contextlib.suppress(KeyError):
+        return bool(pwd.getpwnam(user))
+    return False

@@ -1,0 +1,73 @@
+"""The sandbox in a process of its own: its CPU time is not the triggerer's."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from itertools import pairwise
+
+from talk import serve
+
+from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
+
+
+class Vendor:
+    """One sandbox at a time, and what is asked of it."""
+
+    def __init__(self) -> None:
+        self.box = Sandbox()
+
+    def start(self, *, remember: bool = False) -> dict[str, object]:
+        """Start anew; gives the connection. To ``remember`` who polled when costs memory."""
+        self.box.stop()
+        self.box = Sandbox(log_size=None if remember else 0).start()
+        return self.box.connection | {"ca_file": self.box.ca_file}
+
+    def delay(self, seconds: float) -> None:
+        """Take so long for each answer from now on."""
+        self.box.clear_faults()
+        if seconds:
+            self.box.fault(Fault(kind="delay", seconds=seconds))
+
+    def counts(self) -> dict[str, int]:
+        """Count polls and connections."""
+        return {"polls": sum(self.box.counts.values()), "connections": self.box.connections}
+
+    def play(self, name: str) -> float:
+        """Let the record of a wait be there; gives the time of day."""
+        self.box.play(Statement(link_id=name, entity_id=name, after=0))
+        return time.time()
+
+    def history(self, link: str, rows: int) -> None:
+        """Give a link a long history."""
+        for number in range(rows):
+            self.box.payload(link_id=link, entity_id=f"entity-{number % 50}", statement_id=f"statement-{number}")
+
+    def gaps(self) -> dict[str, float]:
+        """Say how long each link went unasked; the time since it was asked last counts too."""
+        times: dict[str, list[float]] = defaultdict(list)
+        for record in self.box.requests:
+            times[record.query.get("link_id", "")].append(record.at)
+        now = time.monotonic()
+        found = [later - earlier for asked in times.values() for earlier, later in pairwise([*asked, now])]
+        return {"asked": len(times), "longest": max(found, default=0.0)}
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    vendor = Vendor()
+    try:
+        serve(
+            start=vendor.start,
+            delay=vendor.delay,
+            counts=vendor.counts,
+            play=vendor.play,
+            history=vendor.history,
+            gaps=vendor.gaps,
+        )
+    finally:
+        vendor.box.stop()
+
+
+if __name__ == "__main__":
+    main()
