@@ -201,8 +201,8 @@ class _State:
 class _BankConnectTrigger(BaseTrigger):
     """Looks at a ledger until the verdict is there, the deadline has come, or looking on makes no sense.
 
-    It yields exactly one :class:`WaitEvent`, and no exception leaves it. It changes nothing at BankConnect: after a crash
-    of the triggerer the wait begins to look again, and goes on with the same deadline.
+    It yields exactly one :class:`WaitEvent`, and no exception leaves it. It changes nothing at BankConnect: after a
+    crash of the triggerer the wait begins to look again, and goes on with the same deadline.
     """
 
     def __init__(self, gate: Gate, **pace: Unpack[Pace]) -> None:
