@@ -23,6 +23,11 @@ import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "matrix"
@@ -43,6 +48,9 @@ QUICK_TESTS = (
 # Airflow 3.0 alone builds the form with wtforms and has none: there its test runs once more, with it.
 FORM_NEEDS = {"3.0": "wtforms>=3.1,<4"}
 CLI_SECONDS, INSTALL_SECONDS, TEST_SECONDS, DAG_SECONDS = 180, 900, 1800, 900
+
+
+RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 class StepError(Exception):
@@ -155,6 +163,7 @@ def run(command: list[str], log: Path, *, cwd: Path, environment: dict[str, str]
             stderr=file,
             start_new_session=True,
         )
+        RUNNING.add(process)
         try:
             code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -163,6 +172,7 @@ def run(command: list[str], log: Path, *, cwd: Path, environment: dict[str, str]
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            RUNNING.discard(process)
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(begin)
         said = file.read()
@@ -170,6 +180,13 @@ def run(command: list[str], log: Path, *, cwd: Path, environment: dict[str, str]
         why = f"exit code {code}" if code is not None else f"not done in {seconds:.0f} s"
         raise StepError(f"{why}: {' '.join(Path(part).name for part in command[:4])}; see {log.relative_to(ROOT)}")
     return said
+
+
+def stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave nothing running behind."""
+    for process in RUNNING.copy():
+        os.killpg(process.pid, signal.SIGKILL)
+    sys.exit(128 + number)
 
 
 def build_wheel(uv: str | None) -> Path:
@@ -383,6 +400,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the virtual environments of green pairs too")
     options = parser.parse_args()
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     CACHE.mkdir(parents=True, exist_ok=True)
     chosen = [pair for pair in pairs if not options.only or pair.name in options.only]
     uv = find_uv()
