@@ -39,6 +39,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _HEADERS: Final = {"Accept": "application/json", "User-Agent": f"airflow-provider-bankconnect/{__version__}"}
 _CHUNK_BYTES: Final = 64 * 1024
+_CLOSING_SECONDS: Final = 0.02
 # Longer than people poll: a kept connection saves the TLS handshake of the next poll.
 _KEEP_ALIVE_SECONDS: Final = 15 * 60
 # A body from this size on is read in a thread: on the event loop it would hold up every other wait.
@@ -257,6 +258,10 @@ class BankConnectAsyncHook:
         self._session, self._settings, self._retired = None, None, []
         for session in sessions:
             await session.close()
+        if sessions:
+            # A request that was broken off leaves a TLS connection that takes a moment to close, and a loop that ends
+            # at once, as that of `airflow dags test` does, would leave its socket behind.
+            await asyncio.sleep(_CLOSING_SECONDS)
 
     @property
     def connected(self) -> bool:
