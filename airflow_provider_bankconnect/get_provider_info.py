@@ -49,6 +49,41 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_provider_bankconnect.triggers.bankconnect"],
             }
         ],
+        "asset-uris": [{"schemes": ["bankconnect"], "handler": None}],
+        "config": {
+            "bankconnect": {
+                "description": "The doorbell: an endpoint in Airflow's API server that takes BankConnect's webhooks. "
+                "Airflow 3.2 or later.",
+                "options": {
+                    "webhook_token": {
+                        "description": "What BankConnect has to know to ring: the last part of the registered address. "
+                        "At least 16 characters of letters, digits and ``. _ ~ -``; the same on every part of "
+                        "Airflow. Empty: there is no doorbell.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "sensitive": True,
+                        "example": None,
+                        "default": None,
+                    },
+                    "webhook_token_previous": {
+                        "description": "The token before that, still good while the new address is being registered.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "sensitive": True,
+                        "example": None,
+                        "default": None,
+                    },
+                    "public_url": {
+                        "description": "The ``https://`` address under which BankConnect reaches the API server. "
+                        "Empty: ``[api] base_url``.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "https://airflow.example.com",
+                        "default": None,
+                    },
+                },
+            }
+        },
         "connection-types": [
             {
                 "connection-type": "bankconnect",

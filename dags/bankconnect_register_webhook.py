@@ -18,9 +18,16 @@ with DAG(
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     params={
-        "webhook_url": Param(type="string", format="uri", description="An https:// endpoint that answers with 200"),
+        "webhook_url": Param(
+            default=None,
+            type=["null", "string"],
+            format="uri",
+            description="An https:// endpoint that answers with 200; left out: this Airflow's own doorbell",
+        ),
         "allow_private_host": Param(default=False, type="boolean", description="For the sandbox, on this very machine"),
     },
+    # So that a URL that is left out arrives as None, and not as a word.
+    render_template_as_native_obj=True,
     tags=["bankconnect"],
 ):
     BankConnectUpdateWebhookOperator(

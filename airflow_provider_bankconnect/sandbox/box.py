@@ -51,6 +51,7 @@ class Sandbox:
     :param host: where to listen; for ``localhost`` on both loopbacks.
     :param port: 0 for a free one.
     :param keep_alive: seconds that a silent connection is kept.
+    :param webhook_retries: how often a webhook that got no answer is sent again, a second later. BankConnect does not.
     :param log_size: how many requests are kept in ``box.requests``; 0 for none, None for all.
     :param clock: gives aware datetimes; :class:`~.clock.SimulatedClock` for one that a test moves.
     :param on_event: is told in words what happens, from any thread. Never a key.
@@ -70,6 +71,7 @@ class Sandbox:
         host: str = "localhost",
         port: int = 0,
         keep_alive: float = 600.0,
+        webhook_retries: int = 0,
         log_size: int | None = 100_000,
         clock: Clock = real_clock,
         on_event: Callable[[str], None] | None = None,
@@ -89,7 +91,9 @@ class Sandbox:
         self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, tell=tell)
         self._faults = Faults(clock, seed)
         nap = _LONG if clock is real_clock or isinstance(clock, SimulatedClock) else _GLANCE
-        self._sender = Sender(self._world, self._faults, clock=clock, longest_nap=nap, tell=tell)
+        self._sender = Sender(
+            self._world, self._faults, clock=clock, longest_nap=nap, retries=webhook_retries, tell=tell
+        )
         self._vendor = Vendor(
             self._world,
             self._faults,
@@ -192,6 +196,13 @@ class Sandbox:
         """Give the connection with the certificate at another place."""
         extra = {"api_key": self.api_key, "verify": ca_file}
         return {"conn_type": "bankconnect", "host": self.url, "password": self.server_hash, "extra": extra}
+
+    def issue_certificate(self, folder: Path) -> tuple[Path, Path]:
+        """Write a certificate, and its key, for another server on this machine: webhooks are delivered to it."""
+        certificate, key = folder / "server.pem", folder / "server.key"
+        self._certificate.issue(certificate, key)
+        key.chmod(0o600)
+        return certificate, key
 
     # What happens
 

@@ -24,13 +24,21 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _IN_FLIGHT: Final = 32
 _OK: Final = 200
+_RETRY_SECONDS: Final = 1.0
 
 
 class Sender:
     """Plays the world's clock and sends what falls due, in the order in which it does."""
 
     def __init__(
-        self, world: World, faults: Faults, *, clock: Clock, longest_nap: float, tell: Callable[[str], None]
+        self,
+        world: World,
+        faults: Faults,
+        *,
+        clock: Clock,
+        longest_nap: float,
+        tell: Callable[[str], None],
+        retries: int = 0,
     ) -> None:
         self.deliveries: list[Delivery] = []
         self._world = world
@@ -38,6 +46,7 @@ class Sender:
         self._clock = clock
         self._longest_nap = longest_nap
         self._tell = tell
+        self._retries = retries
         self._dice = random.Random(f"{world.seed}/replays")
         self._held: list[dict[str, Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,9 +114,15 @@ class Sender:
 
     async def _send_in_turn(self, session: aiohttp.ClientSession, bodies: list[dict[str, Any]], note: str) -> None:
         for body in bodies:
-            await self._send(session, body, note)
+            for _ in range(self._retries):
+                if await self._send(session, body, note):
+                    break
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                await self._send(session, body, note)
 
-    async def _send(self, session: aiohttp.ClientSession, body: dict[str, Any], note: str) -> None:
+    async def _send(self, session: aiohttp.ClientSession, body: dict[str, Any], note: str) -> bool:
+        """Send once; say whether there was an answer."""
         delivery = Delivery(self._world.webhook_url or "", body, time.monotonic())
         self.deliveries.append(delivery)
         # Only the host is told: a receiver's path may carry its token.
@@ -117,8 +132,12 @@ class Sender:
                 delivery.status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             delivery.outcome = "unreachable"
-            self._tell(f"{where}: no answer ({type(error).__name__}); it is not sent again")
+            self._tell(
+                f"{where}: no answer ({type(error).__name__}){'' if self._retries else '; it is not sent again'}"
+            )
+            return False
         else:
             delivery.outcome = "delivered" if delivery.status == _OK else "refused"
             again = "" if delivery.status == _OK else ", which is not 200; it is not sent again"
             self._tell(f"{where}: answered {delivery.status}{again}")
+        return True

@@ -42,6 +42,13 @@ class Certificate:
         self._own.configure_cert(context)
         return context
 
+    def issue(self, certificate: Path, key: Path) -> None:
+        """Write a certificate and its key for another server on this machine."""
+        issued = self._authority.issue_cert(*_LOOPBACK)
+        issued.private_key_pem.write_to_path(str(key))
+        for number, blob in enumerate(issued.cert_chain_pems):
+            blob.write_to_path(str(certificate), append=number > 0)
+
     def for_client(self) -> ssl.SSLContext:
         """Give the context to send webhooks with: trusts this sandbox and whom the machine trusts."""
         context = ssl.create_default_context()

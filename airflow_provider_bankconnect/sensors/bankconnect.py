@@ -27,6 +27,8 @@ from airflow_provider_bankconnect.gate import (
     is_literal,
 )
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.receiver.address import is_on
+from airflow_provider_bankconnect.receiver.client import DoorbellError, tell_receiver
 from airflow_provider_bankconnect.triggers.bankconnect import (
     MIN_INTERVAL,
     BankConnectProgressTrigger,
@@ -46,6 +48,9 @@ Rows: TypeAlias = list[dict[str, str | None]]
 
 # Airflow's own deferral timeout stands this far behind ours, for a trigger that is no longer there to keep it.
 _BACKSTOP: Final = timedelta(minutes=2)
+# A webhook may be so much later than the ledger's own record, and is not missing yet.
+_WEBHOOK_TRAVELS: Final = timedelta(seconds=10)
+_CHECK_SECONDS: Final = 5.0
 
 
 class BankConnectWaitError(api.BankConnectError):
@@ -241,10 +246,21 @@ class _BankConnectSensor(BaseSensorOperator):
         said = ((row["statement_id"] or "an attempt", row["progress"], row["date_time"]) for row in rows)
         by = ", ".join(" ".join(filter(None, words)) for words in said)
         self.log.info("%s: %s: %s", self._waited(started, looks), because, by)
+        self._ask_whether_rung(rows)
         if state == "failed" and self.on_failed == "fail":
             raise AirflowFailException(f"BankConnect says failed: {because}")
         if state == "failed" and self.on_failed == "skip":
             raise AirflowSkipException(f"BankConnect says failed: {because}")
+
+    def _ask_whether_rung(self, rows: Rows) -> None:
+        """Have a doorbell count what no webhook has announced. Nothing of the wait hangs on that."""
+        settled = datetime.now(UTC) - _WEBHOOK_TRAVELS
+        old = [row for row in rows if row["date_time"] and datetime.fromisoformat(row["date_time"]) < settled]
+        try:
+            if old and is_on():
+                tell_receiver(self.bankconnect_conn_id, old, "check", timeout=_CHECK_SECONDS)
+        except (DoorbellError, ValueError) as error:
+            self.log.info("Whether webhooks had announced these statements was not to be found out: %s", error)
 
     def _time_out(self, seen: str, *, started: datetime, looks: int) -> NoReturn:
         raise AirflowSensorTimeout(

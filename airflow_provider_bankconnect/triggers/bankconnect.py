@@ -44,6 +44,8 @@ MIN_INTERVAL: Final = 1.0
 # The look at the deadline may take so long; Airflow's own timeout stands two minutes behind ours.
 _LAST_LOOK_SECONDS: Final = 60.0
 _SPREAD_SECONDS: Final = 60.0
+# After a ring for which the ledger has nothing yet, look again so soon.
+_ECHO_SECONDS: Final = (2.0, 5.0, 20.0)
 # So long a 404 is taken for "nothing there yet", before the test call is made.
 _NOT_FOUND_PATIENCE: Final = timedelta(minutes=5)
 _NO_PATH: Final = "even the test call gets HTTP 404: check the path in the connection's host"
@@ -196,6 +198,8 @@ class _State:
     next_look: datetime
     looks: int
     seen: str
+    rings: int = 0
+    echoes: int = 0
 
 
 class _BankConnectTrigger(BaseTrigger):
@@ -259,11 +263,11 @@ class _BankConnectTrigger(BaseTrigger):
         state = _State(
             Streak(self.log), NotFounds(self.log), self.not_before, self._first_look(), self.looks, self.seen
         )
-        async with shared_poller(self.bankconnect_conn_id) as poller:
+        async with shared_poller(self.bankconnect_conn_id) as poller, poller.waiting(self.gate) as state.rings:
             while (now := datetime.now(UTC)) < self.deadline:
                 try:
                     async with asyncio.timeout((self.deadline - now).total_seconds()):
-                        heard = await self._rest(poller, state.next_look)
+                        heard = await self._rest(poller, state)
                         event = await self._look(poller, state, heard)
                 except TimeoutError:
                     break
@@ -281,10 +285,17 @@ class _BankConnectTrigger(BaseTrigger):
         because = state.streak.tell(state.not_founds.tell(state.seen))
         return WaitEvent(status="timeout", because=because, looks=state.looks)
 
-    async def _rest(self, poller: Poller, until: datetime) -> Rows | Exception | None:
-        """Wait for the time of the next look; or for an answer that another wait got for the same question."""
+    async def _rest(self, poller: Poller, state: _State) -> Rows | Exception | None:
+        """Wait for the time of the next look; for an answer that another wait got for the same question; or for a ring.
+
+        A ring says only that it may be worth looking, and not before the vendor or our own pace allow it.
+        """
         # The loop's clock and the wall clock drift apart: a deadline is a time of day.
-        while (left := (until - datetime.now(UTC)).total_seconds()) > 0:
+        while (left := (state.next_look - datetime.now(UTC)).total_seconds()) > 0:
+            if state.rings != poller.rings(self.gate):
+                state.rings, state.echoes = poller.rings(self.gate), len(_ECHO_SECONDS)
+                state.next_look = min(state.next_look, max(state.not_before, datetime.now(UTC)))
+                continue
             heard = await poller.hear(self.gate, left)
             if heard is not None:
                 return heard
@@ -311,7 +322,12 @@ class _BankConnectTrigger(BaseTrigger):
                 return WaitEvent(status=status, rows=rows, because=verdict.because, looks=state.looks)
         now = datetime.now(UTC)
         state.not_before = now + timedelta(seconds=pause.asked)
-        state.next_look = now + timedelta(seconds=max(pause.asked, pause.own, self._interval(state.looks)))
+        interval = self._interval(state.looks)
+        if state.echoes and not pause.own:
+            # The bell may be faster than the ledger: what it announced is looked for a few times more.
+            interval = min(interval, _ECHO_SECONDS[-state.echoes])
+            state.echoes -= 1
+        state.next_look = now + timedelta(seconds=max(pause.asked, pause.own, interval))
         return None
 
     async def _test_path(self, poller: Poller, state: _State, *, last: bool = False) -> None:

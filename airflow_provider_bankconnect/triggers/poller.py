@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -17,11 +21,15 @@ from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
+from airflow_provider_bankconnect.receiver.address import partition_key
+from airflow_provider_bankconnect.triggers.bell import bell
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from datetime import tzinfo
     from typing import Protocol
+
+    from airflow_provider_bankconnect.gate import Gate
 
     class Asks(Protocol):
         """A gate, or whatever else knows what to ask; equal ``ledger``, equal question."""
@@ -55,6 +63,8 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
         self._answered: dict[tuple[str, ...], float] = {}
+        self._customers: dict[str, Counter[tuple[str, ...]]] = {}
+        self._rings: Counter[tuple[str, ...]] = Counter()
         self._listeners: dict[tuple[str, ...], set[asyncio.Future[Rows | Exception | None]]] = {}
         self._slots: asyncio.Semaphore | None = None
         self._resume_at = 0.0
@@ -106,6 +116,47 @@ class Poller:
             listeners.discard(heard)
             if not listeners and self._listeners.get(key) is listeners:
                 del self._listeners[key]
+
+    @asynccontextmanager
+    async def waiting(self, gate: Gate) -> AsyncIterator[int]:
+        """Have a wait hear when BankConnect rings for its customer; gives how many rings are old news to it."""
+        key, started = partition_key(gate.expectation.link_id, gate.expectation.entity_id), time.monotonic()
+        self._customers.setdefault(key, Counter())[gate.ledger] += 1
+        old_news = self.rings(gate)
+        try:
+            async with bell().listening(self._hook.bankconnect_conn_id, key, partial(self.ring, [key])):
+                yield old_news
+        finally:
+            ledgers = self._customers[key]
+            ledgers[gate.ledger] -= 1
+            if not ledgers[gate.ledger]:
+                del ledgers[gate.ledger]
+                del self._rings[gate.ledger]
+            if not ledgers:
+                del self._customers[key]
+            Stats.timing("bankconnect.waited", timedelta(seconds=time.monotonic() - started))
+
+    def ring(self, keys: Iterable[str]) -> None:
+        """Have the open waits of these customers look at once: BankConnect's ledgers may have news of them.
+
+        :param keys: as :func:`~airflow_provider_bankconnect.receiver.address.partition_key` gives them.
+        """
+        for ledger in [ledger for key in keys for ledger in self._customers.get(key, ())]:
+            self._rings[ledger] += 1
+            # An answer from before the ring may know nothing of it.
+            self._polls.pop(ledger, None)
+            self._answered.pop(ledger, None)
+            for heard in list(self._listeners.get(ledger, ())):
+                _wake(heard)
+
+    def rings(self, gate: Asks) -> int:
+        """Say how often BankConnect has rung for an open wait's customer."""
+        return self._rings[gate.ledger]
+
+    def count(self, more: int) -> None:
+        """Count waits in, or out."""
+        self.waits += more
+        Stats.gauge("bankconnect.waits", self.waits, tags={"conn_id": self._hook.bankconnect_conn_id})
 
     async def close(self) -> None:
         """End what is still in flight, and close the session."""
@@ -203,11 +254,11 @@ async def shared_poller(bankconnect_conn_id: str) -> AsyncIterator[Poller]:
     poller = pollers.get(bankconnect_conn_id)
     if poller is None:
         poller = pollers[bankconnect_conn_id] = Poller(bankconnect_conn_id)
-    poller.waits += 1
+    poller.count(1)
     try:
         yield poller
     finally:
-        poller.waits -= 1
+        poller.count(-1)
         if not poller.waits:
             if pollers.get(bankconnect_conn_id) is poller:
                 del pollers[bankconnect_conn_id]

@@ -1,0 +1,34 @@
+"""Rings for statements whose webhook was lost: after an outage, a wrong `webhook_mode`, or a deployment.
+
+Keep the links that you expect in the Airflow variable `bankconnect_expected_links`, as a JSON list, or take them from
+where you keep your open applications. A link that nobody expects cannot be asked for. Needs Airflow 3.2. For rings that
+came while `bankconnect_on_webhook` was paused, run this by hand with `again` switched on.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pendulum
+from airflow.sdk import DAG, Param
+
+from airflow_provider_bankconnect.operators.bankconnect import BankConnectCatchUpOperator
+
+with DAG(
+    dag_id="bankconnect_catch_up",
+    description="Ring for the statements that BankConnect has completed and no webhook has announced.",
+    schedule=timedelta(minutes=10),
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    params={"again": Param(default=False, type="boolean", description="Ring even for what has rung before.")},
+    render_template_as_native_obj=True,
+    default_args={"retries": 1, "retry_delay": timedelta(minutes=1)},
+    tags=["bankconnect"],
+):
+    BankConnectCatchUpOperator(
+        task_id="ring_for_the_lost",
+        link_ids="{{ var.json.get('bankconnect_expected_links', []) }}",
+        since="{{ (dag_run.run_after - macros.timedelta(days=7)).isoformat() }}",
+        again="{{ params.again }}",
+    )

@@ -1,0 +1,55 @@
+"""A run for each customer whose statement is over: BankConnect's webhook starts it, its records open the gate.
+
+Needs Airflow 3.2, the setting `[bankconnect] webhook_token`, and `bankconnect_register_webhook` to have run without
+a `webhook_url`. Three statements of one customer ring three times: three runs, of which the last one works.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pendulum
+from airflow.sdk import DAG, PartitionedAssetTimetable, task
+
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.receiver.address import webhook_asset
+from airflow_provider_bankconnect.sensors.bankconnect import BankConnectWebhookPayloadSensor
+
+CONN_ID = "bankconnect_default"
+
+with DAG(
+    dag_id="bankconnect_on_webhook",
+    description="Work on a customer's statements as soon as BankConnect has processed them.",
+    schedule=PartitionedAssetTimetable(assets=webhook_asset(CONN_ID)),
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    # A gate that stays shut is a run that goes on, though it holds no worker: leave room for the next customer.
+    max_active_runs=1000,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=2)},
+    tags=["bankconnect"],
+):
+    # The webhook said only where to look. Its ids are in the event; the partition key may be a hash of them.
+    wait_for_statement = BankConnectWebhookPayloadSensor(
+        task_id="wait_for_statement",
+        bankconnect_conn_id=CONN_ID,
+        link_id="{{ (triggering_asset_events.values() | first | last).extra['link_id'] }}",
+        on_failed="skip",
+        poke_interval=600,
+        timeout=timedelta(hours=24),
+        deferrable=True,
+    )
+
+    @task.short_circuit
+    def is_mine(rows: list[dict[str, Any]], triggering_asset_events: Any = None) -> bool:
+        """Let one run work on a set of statements: the one that the newest of them rang for. Each rings once."""
+        rung_for = {event.extra["statement_id"] for events in triggering_asset_events.values() for event in events}
+        return rows[0]["statement_id"] in rung_for
+
+    @task
+    def count_transactions(rows: list[dict[str, Any]]) -> dict[str, int]:
+        """Stand for your own work. It may run again: let it do no harm twice."""
+        with BankConnectHook(CONN_ID) as hook:
+            answer = hook.get_transactions(rows[0]["entity_id"])
+        return {"statements": len(rows), "transactions": len(answer["transactions"])}
+
+    is_mine(wait_for_statement.output) >> count_transactions(wait_for_statement.output)
