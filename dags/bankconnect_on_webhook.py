@@ -40,7 +40,7 @@ with DAG(
     )
 
     @task.short_circuit
-    def is_mine(rows: list[dict[str, Any]], triggering_asset_events: Any = None) -> bool:
+    def is_mine(rows: list[dict[str, Any]], triggering_asset_events: Any = None) -> bool:  # noqa: ANN401 - Airflow's
         """Let one run work on a set of statements: the one that the newest of them rang for. Each rings once."""
         rung_for = {event.extra["statement_id"] for events in triggering_asset_events.values() for event in events}
         return rows[0]["statement_id"] in rung_for

@@ -1,0 +1,352 @@
+"""The doorbell in a whole Airflow on PostgreSQL: webhooks in, the customer's run out, gates opened by the ledger alone.
+
+`make doorbell` runs it with the numbers of a busy day, `make test` with small ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg2
+import pytest
+import requests
+from homes import ROOT
+from live import Live, LiveError, Postgres
+from psycopg2.extras import RealDictCursor
+
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.receiver import address
+from airflow_provider_bankconnect.sandbox import Sandbox, Statement
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(not address.is_supported(), reason="the doorbell needs Airflow 3.2"),
+]
+
+FULL = os.environ.get("BANKCONNECT_DOORBELL") == "full"
+SIZE = SimpleNamespace(stuck=20, at_once=50, kills=10) if FULL else SimpleNamespace(stuck=3, at_once=10, kills=1)
+# Two busy cores; each task is a process that imports Airflow.
+PATIENCE = 600.0
+TOKEN = "planted-token-9f2c51d7e0"
+CONN_ID = "bankconnect_default"
+ON_WEBHOOK, CATCH_UP, WAIT, LISTENER = (
+    "bankconnect_on_webhook",
+    "bankconnect_catch_up",
+    "bankconnect_wait_for_statement",
+    "listener",
+)
+# A second consumer, whose runs cost nothing.
+LISTENER_DAG = """
+from __future__ import annotations
+
+import pendulum
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, PartitionedAssetTimetable
+
+from airflow_provider_bankconnect.receiver.address import webhook_asset
+
+with DAG(
+    dag_id="listener",
+    schedule=PartitionedAssetTimetable(assets=webhook_asset()),
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    max_active_runs=1000,
+):
+    EmptyOperator(task_id="nothing")
+"""
+
+
+@dataclass
+class World:
+    """A vendor, an Airflow, and the database that both have left their traces in."""
+
+    box: Sandbox
+    live: Live
+    port: int
+
+    def query(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
+        with (
+            contextlib.closing(
+                psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname="postgres")
+            ) as connection,
+            connection.cursor(cursor_factory=RealDictCursor) as cursor,
+        ):
+            cursor.execute(sql, parameters)
+            return [dict(row) for row in cursor.fetchall()]
+
+    def events(self, prefix: str) -> list[dict[str, Any]]:
+        """The rings of customers whose link begins so."""
+        rows = self.query("select extra from asset_event where partition_key like %s order by id", f"link:{prefix}%")
+        return [row["extra"] for row in rows]
+
+    def tasks(self, dag_id: str, task_id: str, prefix: str) -> dict[str, list[str]]:
+        """What became of a task in the runs of those customers: link -> states."""
+        rows = self.query(
+            "select dag_run.partition_key, task_instance.state from dag_run left join task_instance on "
+            "task_instance.dag_id = dag_run.dag_id and task_instance.run_id = dag_run.run_id and task_id = %s "
+            "where dag_run.dag_id = %s and partition_key like %s",
+            task_id,
+            dag_id,
+            f"link:{prefix}%",
+        )
+        found: dict[str, list[str]] = {}
+        for row in rows:
+            found.setdefault(row["partition_key"].removeprefix("link:"), []).append(row["state"])
+        return found
+
+    def served(self, prefix: str) -> set[str]:
+        """Those customers for whom the work has been done."""
+        states = self.tasks(ON_WEBHOOK, "count_transactions", prefix)
+        return {link for link, of_runs in states.items() if "success" in of_runs}
+
+    def complete(self, link: str) -> dict[str, object]:
+        """Have a statement completed; gives its webhook, which the sandbox sends only to a registered endpoint."""
+        statement = Statement(link_id=link, entity_id=f"e-{link}", statement_id=f"s-{link}", transactions=3)
+        self.box.play(statement)
+        return body(link)
+
+    def post(self, sent: object, *, token: str = TOKEN) -> int:
+        url = f"{self.live.url}/bankconnect/webhook/{CONN_ID}/{token}"
+        how = (
+            {"data": sent, "headers": {"Content-Type": "application/json"}} if isinstance(sent, str) else {"json": sent}
+        )
+        return requests.post(url, verify=self.live.trust, timeout=60, **how).status_code
+
+
+def body(link: str, **other: object) -> dict[str, object]:
+    return {
+        "entity_id": f"e-{link}",
+        "statement_id": f"s-{link}",
+        "link_id": link,
+        "progress": "completed",
+        "reason": "",
+    } | other
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    home = tmp_path_factory.mktemp("live")
+    dags = home / "dags"
+    dags.mkdir()
+    for name, changes in {
+        ON_WEBHOOK: {"minutes=2": "seconds=5"},
+        CATCH_UP: {"schedule=timedelta(minutes=10)": "schedule=None"},
+        WAIT: {"poke_interval=30": "poke_interval=600"},
+    }.items():
+        text = (ROOT / "dags" / f"{name}.py").read_text(encoding="utf-8")
+        for old, new in changes.items():
+            assert text.count(old) >= 1
+            text = text.replace(old, new)
+        (dags / f"{name}.py").write_text(text, encoding="utf-8")
+    (dags / "listener.py").write_text(LISTENER_DAG, encoding="utf-8")
+    try:
+        postgres = Postgres()
+    except LiveError as error:
+        pytest.skip(str(error))
+    with postgres, Sandbox(webhook_retries=60) as box:
+        settings = {
+            "AIRFLOW_CONN_BANKCONNECT_DEFAULT": box.connection_json,
+            "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN,
+        }
+        certificate = box.issue_certificate(home)
+        with Live(
+            home, dags, database=postgres.url, certificate=certificate, trust=box.ca_file, settings=settings
+        ) as live:
+            live.airflow("db", "migrate")
+            live.start()
+            live.wait_until_up()
+            live.wait_until_known(ON_WEBHOOK, CATCH_UP, WAIT, LISTENER)
+            for dag_id in (ON_WEBHOOK, CATCH_UP, WAIT, LISTENER):
+                live.unpause(dag_id)
+            yield World(box, live, postgres.port)
+
+
+def all_at_once(send, sent):
+    with ThreadPoolExecutor(50) as pool:
+        return list(pool.map(send, sent))
+
+
+def test_a_burst_gives_every_customer_a_run_and_only_the_ledger_opens_a_gate(world):
+    """Forged rings start runs that wait; of many at once, some twice and one poisoned, every customer is served."""
+    stuck = [f"stuck-{number}" for number in range(SIZE.stuck)]
+    assert set(all_at_once(world.post, [body(link) for link in stuck])) == {200}
+    waiting = {link: ["deferred"] for link in stuck}
+    world.live.wait_until(
+        "gates without a statement wait",
+        lambda: world.tasks(ON_WEBHOOK, "wait_for_statement", "stuck-") == waiting,
+        PATIENCE,
+    )
+
+    links = [f"burst-{number}" for number in range(SIZE.at_once)]
+    sent = [world.complete(link) for link in links]
+    poison = body("burst-poison", reason="\0")
+    codes = all_at_once(world.post, [*sent, *sent[::5], poison, "{"])
+    assert codes == [200] * (len(links) + len(links[::5])) + [400, 400]
+    assert world.post(sent[0], token="x" * len(TOKEN)) == 404
+
+    assert Counter(event["link_id"] for event in world.events("burst-")) == dict.fromkeys(links, 1)
+    world.live.wait_until("every customer is served", lambda: world.served("burst-") == set(links), PATIENCE)
+    assert world.tasks(ON_WEBHOOK, "wait_for_statement", "burst-") == {link: ["success"] for link in links}
+    assert world.tasks(LISTENER, "nothing", "burst-").keys() == set(links)
+
+    # Rung for once more, with nothing in the ledger: they are looked for, and go on waiting.
+    assert world.tasks(ON_WEBHOOK, "wait_for_statement", "stuck-") == waiting
+    assert len(world.box.calls("webhook_payloads")) >= len(links) + len(stuck)
+
+
+def test_an_open_wait_ends_with_the_ring_and_not_with_its_next_poll(world):
+    """The poll comes after ten minutes; a forged ring makes it look, and the true one end."""
+    live = world.live
+    conf = {"link_id": "woken-1", "since": "2026-01-01T00:00:00Z"}
+    run = live.api("POST", f"dags/{WAIT}/dagRuns", json={"logical_date": None, "conf": conf})["dag_run_id"]
+
+    def state():
+        return world.query("select state from task_instance where run_id = %s and task_id = 'wait_for_statement'", run)[
+            0
+        ]["state"]
+
+    def looks():
+        return [call for call in world.box.calls("webhook_payloads") if call.query["link_id"] == "woken-1"]
+
+    live.wait_until("the wait is deferred", lambda: state() == "deferred", PATIENCE)
+    assert world.post(body("woken-1")) == 200
+    live.wait_until("the forged ring is followed", lambda: len(looks()) >= 3, PATIENCE)
+    assert state() == "deferred"
+
+    # Another statement than the forged one, which has rung.
+    world.box.play(Statement(link_id="woken-1", entity_id="e-woken-1", statement_id="true", transactions=3))
+    started = time.monotonic()
+    assert world.post(body("woken-1", statement_id="true")) == 200
+    live.wait_until("the wait has ended", lambda: state() == "success", PATIENCE)
+    assert time.monotonic() - started < 300
+
+
+def test_three_statements_of_one_customer_are_three_runs_and_the_work_is_done_for_each_set_once(world):
+    for number in range(3):
+        statement = f"s-{number}"
+        world.box.play(Statement(link_id="three-1", entity_id="e-three-1", statement_id=statement, transactions=3))
+        time.sleep(1.1)
+    for number in range(3):
+        assert world.post(body("three-1", statement_id=f"s-{number}")) == 200
+        world.live.wait_until(
+            "its run is there",
+            lambda runs=number + 1: len(world.tasks(ON_WEBHOOK, "is_mine", "three-1").get("three-1", [])) == runs,
+            PATIENCE,
+        )
+    world.live.wait_until(
+        "all three are over",
+        lambda: (
+            sorted(world.tasks(ON_WEBHOOK, "count_transactions", "three-1")["three-1"], key=str)
+            == ["skipped", "skipped", "success"]
+        ),
+        PATIENCE,
+    )
+
+
+def test_what_rang_while_a_dag_was_paused_can_be_rung_for_again(world):
+    live = world.live
+    live.unpause(LISTENER, paused=True)
+    sent = [world.complete(f"paused-{number}") for number in range(3)]
+    assert set(all_at_once(world.post, sent)) == {200}
+    live.unpause(LISTENER)
+    links = {str(one["link_id"]) for one in sent}
+    live.wait_until("the other DAG has served them", lambda: world.served("paused-") == links, PATIENCE)
+    assert world.tasks(LISTENER, "nothing", "paused-") == {}
+
+    catch_up(world, links, again=True)
+
+    live.wait_until("they have runs", lambda: world.tasks(LISTENER, "nothing", "paused-").keys() == links, PATIENCE)
+
+
+def test_what_rang_while_the_receiver_was_down_is_caught_up(world):
+    live = world.live
+    live.stop("api-server")
+    links = {f"outage-{number}" for number in range(3)}
+    for sent in [world.complete(link) for link in links]:
+        with pytest.raises(requests.ConnectionError):
+            world.post(sent)
+    live.start("api-server")
+    live.wait_until_up()
+
+    counts = [catch_up(world, links), catch_up(world, links)]
+
+    live.wait_until("they are served", lambda: world.served("outage-") == links, PATIENCE)
+    assert [(count["rung"], count["repeated"]) for count in counts] == [(3, 0), (0, 3)]
+
+
+def catch_up(world, links, *, again=False):
+    live = world.live
+    with contextlib.suppress(requests.HTTPError):
+        live.api("DELETE", "variables/bankconnect_expected_links")
+    live.api(
+        "POST",
+        "variables",
+        json={"key": "bankconnect_expected_links", "value": json.dumps(sorted(links))},
+    )
+    run = live.api("POST", f"dags/{CATCH_UP}/dagRuns", json={"logical_date": None, "conf": {"again": again}})
+    path = f"dags/{CATCH_UP}/dagRuns/{run['dag_run_id']}"
+    live.wait_until("catch-up has ended", lambda: live.api("GET", path)["state"] in {"success", "failed"}, PATIENCE)
+    return live.api("GET", f"{path}/taskInstances/ring_for_the_lost/xcomEntries/return_value?deserialize=true")["value"]
+
+
+def test_a_receiver_that_is_killed_in_mid_burst_loses_nothing_that_it_has_acknowledged_and_doubles_nothing(world):
+    """The sandbox sends again what got no answer: every statement has one event, however often the receiver died."""
+    live, box = world.live, world.box
+    live.unpause(ON_WEBHOOK, paused=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", box.connection_json)
+        with BankConnectHook() as hook:
+            url = f"{live.url}/bankconnect/webhook/{CONN_ID}/{TOKEN}"
+            hook.update_webhook(url, 1, allow_private_host=True)
+    links: set[str] = set()
+    try:
+        for kill in range(SIZE.kills):
+            more = [f"killed-{kill}-{number}" for number in range(30)]
+            before = len(box.deliveries)
+            for link in more:
+                world.complete(link)
+            links |= set(more)
+            live.wait_until("the burst has begun", lambda before=before: len(box.deliveries) > before + 5, PATIENCE)
+            live.kill("api-server")
+            live.start("api-server")
+            live.wait_until_up()
+
+        def answered():
+            return {str(one.body["link_id"]) for one in box.deliveries if one.status == 200}
+
+        live.wait_until("every webhook has been answered", lambda: links <= answered(), PATIENCE)
+    finally:
+        live.unpause(ON_WEBHOOK)
+    assert Counter(event["link_id"] for event in world.events("killed-")) == dict.fromkeys(links, 1)
+    assert any(one.outcome == "unreachable" for one in box.deliveries)
+    live.wait_until(
+        "every customer has a run", lambda: world.tasks(LISTENER, "nothing", "killed-").keys() == links, PATIENCE
+    )
+
+
+def test_neither_token_nor_keys_stand_in_any_log_or_table(world):
+    """After all of the above; the last test of this file."""
+    secrets = {"token": TOKEN, "api key": world.box.api_key, "server hash": world.box.server_hash}
+    files = [path for path in world.live.home.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    found = {
+        (name, path.name) for path in files for name, secret in secrets.items() if secret.encode() in path.read_bytes()
+    }
+    tables = [
+        row["table_name"]
+        for row in world.query("select table_name from information_schema.tables where table_schema = 'public'")
+    ]
+    assert "asset_event" in tables
+    for table in tables:
+        text = str(world.query(f'select t::text from "{table}" t'))  # noqa: S608 - names from the database itself
+        found |= {(name, table) for name, secret in secrets.items() if secret in text}
+    assert found == set()
+    assert Path(world.live.log("api-server")).read_text(encoding="utf-8").count("path=/bankconnect/***") > 5
