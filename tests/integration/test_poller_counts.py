@@ -99,12 +99,16 @@ async def test_waits_for_the_same_link_make_the_calls_of_one_whenever_each_has_b
 async def test_what_one_wait_is_told_all_that_ask_the_same_know(box):
     slow = asyncio.create_task(fire(trigger("loan", lasts=60, poke_interval=60)))
     other = asyncio.create_task(fire(trigger("other", lasts=60, poke_interval=60)))
+    async with asyncio.timeout(30):
+        while len(polls(box)) < 2:
+            await asyncio.sleep(0.01)
+    # Both have been asked; their answers are on the way, or there.
     await asyncio.sleep(0.3)
     box.payload(link_id="loan")
     box.payload(link_id="other")
     asked = len(polls(box))
     quick = await fire(trigger("loan", lasts=60, poke_interval=0.1))
-    event = await asyncio.wait_for(slow, 1)
+    event = await asyncio.wait_for(slow, 30)
     assert (quick["status"], event["status"]) == ("passed", "passed")
     assert event["rows"] == quick["rows"]
     assert event["looks"] == 1
