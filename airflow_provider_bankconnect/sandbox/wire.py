@@ -43,10 +43,11 @@ class Certificate:
         return context
 
     def issue(self, certificate: Path, key: Path) -> None:
-        """Write a certificate and its key for another server on this machine."""
+        """Write a certificate, with its authority's behind it, and its key, for another server on this machine."""
         issued = self._authority.issue_cert(*_LOOPBACK)
         issued.private_key_pem.write_to_path(str(key))
-        for number, blob in enumerate(issued.cert_chain_pems):
+        # Airflow 3.2 trusts what is in the server's own file, and has no setting for an authority.
+        for number, blob in enumerate([*issued.cert_chain_pems, self._authority.cert_pem]):
             blob.write_to_path(str(certificate), append=number > 0)
 
     def for_client(self) -> ssl.SSLContext:
