@@ -15,7 +15,7 @@ TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])
 CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
-.PHONY: help install lint types test demo docs browser matrix bench mutants constraints clean
+.PHONY: help install lint types test doorbell chaos demo docs browser matrix bench mutants constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -45,6 +45,12 @@ types: $(READY)  ## Types, strictly
 
 test: lint types  ## Style, types and every test
 	$(PY) -m pytest
+
+doorbell: $(READY)  ## The doorbell on a busy day: a whole Airflow on PostgreSQL, fifty customers at once, ten kills: ten minutes
+	BANKCONNECT_DOORBELL=full $(PY) -m pytest tests/system/test_doorbell.py
+
+chaos: $(READY)  ## Waits in a whole Airflow whose processes are killed one after another: a quarter of an hour
+	@$(PY) -W ignore scripts/chaos.py
 
 demo: $(READY)  ## BankConnect played here, and a real Airflow that registers, waits and works
 	@$(PY) -W ignore scripts/demo.py

@@ -130,11 +130,11 @@ class Live:
         return done.stdout
 
     def start(self, *parts: str) -> None:
-        """Start parts, all of them where none is named."""
+        """Start parts, all of them where none is named; ``triggerer#2`` is a second triggerer."""
         for part in parts or PARTS:
             with self.log(part).open("ab") as log:
                 self.parts[part] = subprocess.Popen(
-                    [self.python, "-m", "airflow", *PARTS[part]],
+                    [self.python, "-m", "airflow", *PARTS[part.partition("#")[0]]],
                     env=self.environment,
                     cwd=self.home,
                     stdin=subprocess.DEVNULL,
