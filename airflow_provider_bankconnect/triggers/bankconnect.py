@@ -44,6 +44,9 @@ MIN_INTERVAL: Final = 1.0
 # The look at the deadline may take so long; Airflow's own timeout stands two minutes behind ours.
 _LAST_LOOK_SECONDS: Final = 60.0
 _SPREAD_SECONDS: Final = 60.0
+# A ring does not wake a wait in its first moments: where a task comes back so soon that Airflow's scheduler has not yet
+# seen that it had left, that takes the one for the other and fails the task ("state mismatch"; seen on 3.2.2).
+_SETTLING_SECONDS: Final = 5.0
 # After a ring for which the ledger has nothing yet, look again so soon.
 _ECHO_SECONDS: Final = (2.0, 5.0, 20.0)
 # So long a 404 is taken for "nothing there yet", before the test call is made.
@@ -198,6 +201,7 @@ class _State:
     next_look: datetime
     looks: int
     seen: str
+    settled: datetime
     rings: int = 0
     echoes: int = 0
 
@@ -260,8 +264,9 @@ class _BankConnectTrigger(BaseTrigger):
 
     async def _wait(self) -> WaitEvent:
         self.log.info("Waiting for %s until %s", self.gate, self.deadline.isoformat(timespec="seconds"))
+        settled = datetime.now(UTC) + timedelta(seconds=_SETTLING_SECONDS if self.looks else 0.0)
         state = _State(
-            Streak(self.log), NotFounds(self.log), self.not_before, self._first_look(), self.looks, self.seen
+            Streak(self.log), NotFounds(self.log), self.not_before, self._first_look(), self.looks, self.seen, settled
         )
         async with shared_poller(self.bankconnect_conn_id) as poller, poller.waiting(self.gate) as state.rings:
             while (now := datetime.now(UTC)) < self.deadline:
@@ -294,7 +299,7 @@ class _BankConnectTrigger(BaseTrigger):
         while (left := (state.next_look - datetime.now(UTC)).total_seconds()) > 0:
             if state.rings != poller.rings(self.gate):
                 state.rings, state.echoes = poller.rings(self.gate), len(_ECHO_SECONDS)
-                state.next_look = min(state.next_look, max(state.not_before, datetime.now(UTC)))
+                state.next_look = min(state.next_look, max(state.not_before, state.settled, datetime.now(UTC)))
                 continue
             heard = await poller.hear(self.gate, left)
             if heard is not None:
