@@ -26,6 +26,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     PlainValidator,
     ValidationError,
     ValidationInfo,
@@ -287,13 +288,17 @@ class StatementProgress(_Model):
     message: str | None = None
 
 
+# The first bad row is enough to refuse a list: a megabyte of them, each told of, would be two gigabytes.
+_Rows: TypeAlias = Annotated[list[T], FailFast()]
+
+
 class _History(_Model):
-    payloads: list[WebhookPayload]
+    payloads: _Rows[WebhookPayload]
 
 
 class _Analysis(_Model):
     entity_id: str | None = None
-    progress: list[StatementProgress]
+    progress: _Rows[StatementProgress]
 
 
 class _Entity(_Model):
@@ -303,7 +308,7 @@ class _Entity(_Model):
 
 class _EntityPage(_Model):
     next: str | None
-    results: list[_Entity]
+    results: _Rows[_Entity]
 
 
 def update_webhook(

@@ -297,6 +297,34 @@ def test_a_history_that_is_not_as_documented_is_refused_with_what_was_expected(b
 
 
 @pytest.mark.parametrize(
+    ("ask", "body", "problems"),
+    [
+        (
+            lambda: api.get_webhook_payloads("L", UTC),
+            {"payloads": [ROW, *[{}] * 1000]},
+            (
+                "payloads.1.statement_id: Field required; payloads.1.entity_id: Field required; "
+                "payloads.1.link_id: Field required and 3 more"
+            ),
+        ),
+        (
+            lambda: api.get_progress("e1"),
+            {"progress": [DONE, *[{}] * 1000]},
+            "progress.1.statement_id: Field required; progress.1.status: Field required",
+        ),
+        (
+            lambda: api.get_entities("L"),
+            {"next": None, "results": [*[{}] * 1000]},
+            "results.0.entity_id: Field required; results.0.link_id: Field required",
+        ),
+    ],
+)
+def test_of_many_bad_rows_the_first_is_told(ask, body, problems):
+    """Each of them, told, was two gigabytes for a megabyte of rows."""
+    assert str(refusal(ask(), body)).endswith(f"): {problems}")
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"payloads": "\xff\xfe"}',
