@@ -353,11 +353,12 @@ def get_transactions(entity_id: str, account_id: str | None = None) -> Call[dict
             f"{request.call}: HTTP {answer.status}: {said}; wait for them with a sensor first", status=answer.status
         )
     try:
-        data: dict[str, Any] = from_json(answer.body, allow_inf_nan=False)
+        data = _finite_json(answer.body)
     except ValueError:
         # The models skip what they do not know; this is the one place that hands it on.
         raise BankConnectResponseError(
-            f"{request.call}: HTTP {answer.status}, but not JSON: NaN or Infinity is no number", status=answer.status
+            f"{request.call}: HTTP {answer.status}, but not JSON: NaN, Infinity or what is too large is no number",
+            status=answer.status,
         ) from None
     return data
 
@@ -589,6 +590,24 @@ def _check_entity(request: Request, entity_id: str, answer: _Analysis) -> None:
         raise BankConnectResponseError(
             f"{request.call}: HTTP 200, but the answer is about another entity than was asked for", status=200
         )
+
+
+def _finite_json(body: bytes) -> dict[str, Any]:
+    """Read what the models have taken for an object.
+
+    :raises ValueError: a number in it is none: NaN, Infinity, or one like ``1e999`` that would be read as that.
+    """
+    data: dict[str, Any] = from_json(body, allow_inf_nan=False)
+    left: list[object] = [data]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, float) and math.isinf(value):
+            raise ValueError("too large")
+    return data
 
 
 M = TypeVar("M", bound=_Model)

@@ -458,7 +458,7 @@ def test_the_vendors_whole_answer_is_kept():
         "progress": [DONE, {"statement_id": "s2", "status": "Failed"}],
         "accounts": [{"account_id": "a", "months": ["2026-01"]}],
         "fraud": {"fraud_status": False},
-        "transactions": [{"amount": 12.5, "balance": 10**30, "note": "₹ \x00"}],
+        "transactions": [{"amount": 12.5, "balance": 10**30, "note": "₹ \x00", "rate": 1.7e308}],
         "something_new": None,
     }
     sent, value = answer_with(api.get_transactions("e1"), whole)
@@ -501,14 +501,14 @@ def test_what_is_done_may_be_read_in_any_letter_case(status):
     assert answer_with(api.get_transactions("e1"), whole)[1] == whole
 
 
-@pytest.mark.parametrize("amount", [b"NaN", b"Infinity", b"-Infinity"])
+@pytest.mark.parametrize("amount", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1" + b"0" * 310 + b".0"])
 def test_an_amount_that_is_no_number_is_refused(amount):
     body = (
         b'{"progress": [{"statement_id": "s", "status": "completed"}], "transactions": [{"amount": ' + amount + b"}]}"
     )
     error = refusal(api.get_transactions("e1"), body)
     assert type(error) is BankConnectResponseError
-    assert str(error) == "transactions: HTTP 200, but not JSON: NaN or Infinity is no number"
+    assert str(error) == "transactions: HTTP 200, but not JSON: NaN, Infinity or what is too large is no number"
     assert error.status == 200
     assert error.__suppress_context__
 
