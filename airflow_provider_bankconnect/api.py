@@ -44,6 +44,9 @@ ANALYSES: Final = (
     "lender_transactions",
 )
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+# Read, a byte may become hundreds: 64 MiB of nested lists are ten gigabytes. A customer's statements come nowhere near.
+MAX_ANSWER_OBJECTS: Final = 250_000
+MAX_ANSWER_VALUES: Final = 4_000_000
 MAX_RETRIES: Final = 3
 MAX_BACKOFF: Final = 60.0
 MAX_PAGES: Final = 1000
@@ -614,6 +617,7 @@ M = TypeVar("M", bound=_Model)
 
 
 def _read(model: type[M], request: Request, answer: Answer, **context: object) -> M:
+    _refuse_costly(request, answer)
     try:
         return model.model_validate_json(answer.body, context=context)
     except ValidationError as error:
@@ -625,3 +629,14 @@ def _read(model: type[M], request: Request, answer: Answer, **context: object) -
             f"{request.call}: HTTP {answer.status}, but not the documented JSON (with {expected}): {said}{more}",
             status=answer.status,
         ) from None
+
+
+def _refuse_costly(request: Request, answer: Answer) -> None:
+    # Those within texts are counted in: looking closer would be reading it.
+    objects = answer.body.count(b"{") + answer.body.count(b"[")
+    if objects > MAX_ANSWER_OBJECTS or answer.body.count(b",") > MAX_ANSWER_VALUES:
+        raise BankConnectResponseError(
+            f"{request.call}: HTTP {answer.status}, but the answer has more than {MAX_ANSWER_OBJECTS} lists and "
+            f"objects, or more than {MAX_ANSWER_VALUES} values, and was not read",
+            status=answer.status,
+        )

@@ -343,6 +343,26 @@ def test_a_broken_answer_is_an_error_of_ours_and_nothing_else(body):
     assert str(refusal(api.get_webhook_payloads("L", UTC), body)).startswith(EXPECTED)
 
 
+COSTLY = (
+    "HTTP 200, but the answer has more than 250000 lists and objects, or more than 4000000 values, and was not read"
+)
+
+
+# Beside what is in the document itself: an object, a list and a comma. In a text it counts as well.
+@pytest.mark.parametrize(
+    ("most", "one_more"), [("[" * 249_998, "["), ("{" * 249_998, "{"), ("[{" * 124_999, "["), ("," * 3_999_999, ",")],
+    ids=["lists", "objects", "both", "values"],
+)  # fmt: skip
+def test_an_answer_that_reading_would_blow_up_is_not_read(most, one_more):
+    """64 MiB of nested lists took ten gigabytes, and the process with them."""
+    assert answer_with(api.get_webhook_payloads("L", UTC), {"payloads": [], "x": most})[1] == []
+    error = refusal(api.get_webhook_payloads("L", UTC), {"payloads": [], "x": most + one_more})
+    assert type(error) is BankConnectResponseError
+    assert (str(error), error.status) == (f"webhook_payloads: {COSTLY}", 200)
+    for call in (api.get_progress("e1"), api.get_transactions("e1"), api.get_entities("L")):
+        assert COSTLY in str(refusal(call, {"x": most + 2 * one_more}))
+
+
 @pytest.mark.parametrize("time", ["0001-01-01 00:00:00", "9999-12-31 23:59:59"])
 def test_a_time_at_the_end_of_the_calendar_is_refused_where_the_zone_pushes_it_over(time):
     body = {"payloads": [{**ROW, "date_time": time}]}
@@ -738,7 +758,7 @@ def test_the_backoff_stays_within_its_bounds(failures, jitter, retry_after):
 
 def test_the_limits_are_those_of_the_design():
     assert (api.MAX_RETRIES, api.MAX_BACKOFF, api.MAX_PAGES) == (3, 60.0, 1000)
-    assert api.MAX_ANSWER_BYTES == 64 * 2**20
+    assert (api.MAX_ANSWER_BYTES, api.MAX_ANSWER_OBJECTS, api.MAX_ANSWER_VALUES) == (64 * 2**20, 250_000, 4_000_000)
     assert api.DEFAULT_BASE_URL == "https://apis.bankconnect.finbox.in" + api.DEFAULT_PATH
     assert api.DEFAULT_PATH == "/bank-connect/v1"
 
