@@ -370,15 +370,23 @@ def get_entities(link_id: str) -> Call[list[str]]:
     """Get the ids of all entities of a link, in the vendor's order, from all pages."""
     check_id("link_id", link_id)
     found: dict[str, None] = {}
+    size = 0
     for page in range(1, MAX_PAGES + 1):
         query = urlencode({"page": page, "link_id": link_id}, quote_via=quote, safe="")
         request = Request("entities", "GET", f"entity/?{query}")
-        answer = _read(_EntityPage, request, (yield request))
-        found |= dict.fromkeys(entity.entity_id for entity in answer.results if entity.link_id == link_id)
+        answer = yield request
+        size += len(answer.body)
+        if size > MAX_ANSWER_BYTES:
+            break
+        read = _read(_EntityPage, request, answer)
+        found |= dict.fromkeys(entity.entity_id for entity in read.results if entity.link_id == link_id)
         # The vendor's own `next` is not followed: the keys go to the connection's base URL and nowhere else.
-        if not answer.next:
+        if not read.next:
             return list(found)
-    raise BankConnectResponseError(f"entities: HTTP 200, but still a next page after {MAX_PAGES}", status=200)
+    raise BankConnectResponseError(
+        f"entities: HTTP 200, but still a next page after {MAX_PAGES}, or {MAX_ANSWER_BYTES // 2**20} MiB of them",
+        status=200,
+    )
 
 
 def probe() -> Call[list[str]]:

@@ -568,6 +568,9 @@ def test_entities_of_another_link_are_left_out(other):
     assert answer_with(api.get_entities("L"), both)[1] == ["e1"]
 
 
+ENDLESS = "entities: HTTP 200, but still a next page after 1000, or 64 MiB of them"
+
+
 def test_pages_without_end_are_an_error():
     call = api.get_entities("L")
     step = api.advance(call)
@@ -576,8 +579,17 @@ def test_pages_without_end_are_an_error():
     with pytest.raises(BankConnectResponseError) as caught:
         api.advance(call, answer(page("e1", more=True)))
     assert step.path == "entity/?page=1000&link_id=L"
-    assert str(caught.value) == "entities: HTTP 200, but still a next page after 1000"
+    assert str(caught.value) == ENDLESS
     assert caught.value.status == 200
+
+
+def test_all_pages_together_are_no_larger_than_one_answer_may_be(monkeypatch):
+    """A thousand of them, each as large as one may be, would be kept in memory."""
+    monkeypatch.setattr(api, "MAX_ANSWER_BYTES", 2**20)
+    half = json.dumps(page("e1", more=True)).encode().ljust(2**19)
+    rest = json.dumps(page("e2")).encode().ljust(2**19)
+    assert answer_with(api.get_entities("L"), half, rest)[1] == ["e1", "e2"]
+    assert str(refusal(api.get_entities("L"), half, rest + b" ")) == ENDLESS.replace("64", "1")
 
 
 @pytest.mark.parametrize(
