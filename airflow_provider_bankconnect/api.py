@@ -52,6 +52,8 @@ MAX_BACKOFF: Final = 60.0
 MAX_PAGES: Final = 1000
 # Thirty years: what is longer overflows a datetime somewhere.
 _LONGEST: Final = 1e9
+# From 24 days on, the milliseconds of a socket's poll() overflow.
+_LONGEST_TIMEOUT: Final = 86_400
 
 T = TypeVar("T")
 
@@ -191,8 +193,8 @@ class ConnectionSettings:
             server_hash=_key(password, "Server Hash (password)", refuse),
             timezone=_timezone(extra.get("timezone"), refuse),
             verify=_verify(extra.get("verify"), refuse),
-            timeout=_number(extra.get("timeout"), "timeout", 30.0, refuse),
-            max_concurrency=int(_number(extra.get("max_concurrency"), "max_concurrency", 16, refuse, whole=True)),
+            timeout=_seconds(extra.get("timeout"), refuse),
+            max_concurrency=_polls(extra.get("max_concurrency"), refuse),
         )
 
     @property
@@ -576,17 +578,29 @@ def _verify(value: object, refuse: Refuse) -> str | None:
     return word
 
 
-def _number(value: object, name: str, default: float, refuse: Refuse, *, whole: bool = False) -> float:
+def _seconds(value: object, refuse: Refuse) -> float:
+    number = _number(value, 30.0)
+    if not 0 < number <= _LONGEST_TIMEOUT:
+        raise refuse(
+            "timeout", f"must be a number of seconds above 0, at most a day ({_LONGEST_TIMEOUT}), not {value!r}"
+        )
+    return number
+
+
+def _polls(value: object, refuse: Refuse) -> int:
+    number = _number(value, 16)
+    if not 1 <= number < math.inf or number != int(number):
+        raise refuse("max_concurrency", f"must be a whole number from 1, not {value!r}")
+    return int(number)
+
+
+def _number(value: object, default: float) -> float:
     if value is None or value == "":
         return default
     try:
-        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        return math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (0 < number < math.inf) or (whole and number != int(number)):
-        kind = "whole number from 1" if whole else "number of seconds above 0"
-        raise refuse(name, f"must be a {kind}, not {value!r}")
-    return number
+        return math.nan
 
 
 def _analysis_request(entity_id: str, analysis: str, account_id: str | None = None) -> Request:
