@@ -15,7 +15,8 @@ TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])
 CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
-.PHONY: help install lint types test doorbell chaos demo docs browser matrix bench mutants constraints clean
+.PHONY: help install lint types test doorbell chaos standalone prove demo docs readme browser matrix bench bench-doorbell mutants \
+	constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -57,6 +58,9 @@ demo: $(READY)  ## BankConnect played here, and a real Airflow that registers, w
 
 docs: $(READY)  ## The documentation, strictly, into docs/_build/html
 	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+
+readme: $(READY)  ## README.md and nothing else, in a bare environment: its blocks, and a gate in its DAG: four minutes
+	@$(PY) scripts/readme.py
 
 browser: $(READY)  ## The connection form in a real Chromium; pictures in .cache/browser
 	$(PY) -m pytest tests/browser

@@ -34,7 +34,10 @@ CACHE = ROOT / ".cache" / "matrix"
 SNAPSHOT = CACHE / "tree"
 PACKAGE = "airflow_provider_bankconnect"
 # What tests look at beside the wheel. The package is not among it: what they import is the wheel.
-TREE = ("tests", "dags", "constraints", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE")
+TREE = (
+    *("tests", "scripts", "dags", "constraints"),
+    *("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"),
+)
 # Two runs at once: the first works, the second waits most of the time.
 TESTS = (("tests/unit", "tests/package", "tests/sandbox", "tests/matrix"), ("tests/integration",))
 QUICK_TESTS = (

@@ -2,38 +2,103 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 
+from airflow_provider_bankconnect.sandbox import Sandbox, Statement
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-BASH = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
+# What `make readme` reads and runs, in an Airflow of its own.
+readme = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "readme.py")))
+BLOCKS = readme.read_blocks(README)
+PYTHON = [block.text for block in BLOCKS if block.language == "python"]
+COMMANDS = readme.read_commands(README)
+DAGS = [block for block in PYTHON if "with DAG(" in block]
+FIXTURES = [block for block in PYTHON if "pytest_plugins" in block or "def test_" in block]
+SCRIPTS = [block for block in PYTHON if block not in DAGS + FIXTURES]
 
 
-def test_every_block_says_what_language_it_is_in():
+def test_every_block_is_of_a_kind_that_something_runs():
+    """Bash is read by `make readme`, Python by the tests below; the transcripts are compared with what was said."""
     assert README.count("```") == 2 * len(BLOCKS)
-    assert len(PYTHON) >= 4
+    assert {block.language for block in BLOCKS} == {"python", "bash", "console"}
+    assert {command.kind for command in COMMANDS} == readme.KINDS.keys()
+    assert all(callable(getattr(readme.Newcomer, kind)) for kind in readme.KINDS)
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if "with DAG(" in block], ids=["ten_lines", "review"])
+@pytest.mark.parametrize(
+    ("block", "wrong"),
+    [
+        ("make demo\ncurl https://example.com\n", "line 5: nothing runs 'curl https://example.com'"),
+        ("pip install another-package\n", "line 4: nothing runs 'pip install another-package'"),
+        ("airflow db migrate && rm -r data\n", "line 4: nothing runs 'airflow db migrate && rm -r data'"),
+        ("export AIRFLOW_CONN_A='{\n", "line 4: the block ends within"),
+    ],
+)
+def test_a_command_that_nothing_runs_is_told_with_its_line(block, wrong):
+    with pytest.raises(readme.ReadmeError, match=re.escape(wrong)):
+        readme.read_commands(f"# Title\n\n```bash\n{block}```\n")
+
+
+def test_a_command_may_go_on_over_lines_and_have_a_comment():
+    block = 'make demo   # a minute\n\nexport AIRFLOW_CONN_A=\'{\n  "extra": "#1"\n}\'\n# nothing\nairflow db migrate\n'
+    found = readme.read_commands(f"```bash\n{block}```\n")
+    assert [(command.line, command.text) for command in found] == [
+        (2, "make demo"),
+        (4, 'export AIRFLOW_CONN_A=\'{\n  "extra": "#1"\n}\''),
+        (8, "airflow db migrate"),
+    ]
+
+
+def test_the_readme_says_where_the_first_dag_goes_and_how_it_is_run_with_all_that_it_reads():
+    text, place = readme.read_first_dag(README)
+    (command,) = [command.text for command in COMMANDS if command.kind == "dag"]
+    *_, dag_id, option, conf = shlex.split(command)
+    played = [command.text for command in COMMANDS if command.kind == "sandbox"]
+
+    assert place.startswith("airflow/dags/")
+    assert f'DAG("{dag_id}"' in text
+    assert option == "--conf"
+    assert set(re.findall(r"dag_run\.conf\['(\w+)'\]", text)) == json.loads(conf).keys()
+    assert f"link={json.loads(conf)['link_id']}," in played[0]
+
+
+def test_a_readme_that_does_not_say_where_the_first_dag_goes_is_told():
+    with pytest.raises(readme.ReadmeError, match="where the ten lines go"):
+        readme.read_first_dag(README.replace("ten lines at the top", "lines"))
+
+
+@pytest.mark.parametrize("block", DAGS, ids=lambda block: re.search(r'with DAG\("(\w+)"', block)[1])
 def test_a_dag_of_the_readme_can_be_pasted(block):
     world = {"__name__": "pasted"}
     exec(compile(block, "README.md", "exec"), world)  # noqa: S102 - that it runs is the point
     (dag,) = {id(value): value for value in gc_dags(world)}.values()
-    assert "statement" in dag.task_ids or "gate" in dag.task_ids
     assert len(dag.task_ids) >= 2
 
 
 def gc_dags(world):
     return [value.dag for value in world.values() if isinstance(getattr(value, "dag", None), DAG)]
+
+
+def test_the_calls_of_the_readme_do_what_they_show(monkeypatch, capsys):
+    (block,) = SCRIPTS
+    world = {"__name__": "pasted"}
+    with Sandbox(statements=[Statement(link_id="loan-1", entity_id="customer-1", transactions=7)]) as box:
+        monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", box.connection_json)
+        exec(compile(block, "README.md", "exec"), world)  # noqa: S102 - that it runs is the point
+        world["report"]("loan-1")
+    assert capsys.readouterr().out.splitlines()[-1] == "customer-1 7"
 
 
 def test_the_first_dag_has_ten_lines():
@@ -43,7 +108,7 @@ def test_the_first_dag_has_ten_lines():
 
 
 def test_the_pytest_fixtures_work_as_the_readme_shows(tmp_path):
-    conftest, test = PYTHON[-2:]
+    conftest, test = FIXTURES
     (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")
     (tmp_path / "test_pasted.py").write_text(test, encoding="utf-8")
     done = subprocess.run(
@@ -58,14 +123,14 @@ def test_the_pytest_fixtures_work_as_the_readme_shows(tmp_path):
 
 def test_the_make_targets_of_the_readme_are_there():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = {line.split()[1] for line in BASH if line.startswith("make ")}
+    targets = {command.text.split()[1] for command in COMMANDS if command.text.startswith("make ")}
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
 def test_every_module_that_the_readme_runs_has_a_help():
-    modules = {line.split()[2] for line in BASH if line.startswith("python -m ")}
+    modules = {command.text.split()[2] for command in COMMANDS if command.text.startswith("python -m ")}
     assert modules
     for module in modules:
         done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)

@@ -1,0 +1,239 @@
+"""`make readme`: README.md and nothing else, on a machine that has Python, make and a network.
+
+It takes a fresh clone, an empty home, and of the environment nothing but PATH and how this machine gets at a network,
+and runs the README's bash blocks in their order, as somebody does who reads it for the first time. The ten-line DAG
+goes where the README says; its gate has to open there, and the task behind it to run. It ends with 1 where the README
+does not hold. `tests/package/test_readme.py` reads the blocks with the same code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PACKAGE: Final = "airflow-provider-bankconnect"
+VERSIONS: Final = f"constraints/constraints-3.3.2-py3{sys.version_info[1]}.txt"
+# What a command of the README may be, and the method below that runs it. What fits none is a mistake.
+KINDS: Final = {
+    "left": r"make test",
+    "run": r"make demo|python3 -m venv \w+ && \. \w+/bin/activate|export AIRFLOW_CONN_\w+=.+|airflow db migrate",
+    "install": rf"pip install '?{PACKAGE}(?:\[\w+\])?'?",
+    "help": r"python -m airflow_provider_bankconnect[\w.]* --help",
+    "sandbox": r"python -m airflow_provider_bankconnect\.sandbox .+",
+    "dag": r"airflow dags test \w+ .+",
+}
+# How a machine gets at a network is no affair of the README's.
+NETWORK: Final = re.compile(r"PIP_\w+|UV_\w+|SSL_CERT_\w+|(?i:\w+_proxy)")
+LONGEST: Final = 900.0
+STARTED: Final = time.monotonic()
+
+
+class ReadmeError(Exception):
+    """The README does not hold; says where."""
+
+
+class Block(NamedTuple):
+    """What stands between two fences, and the line in which it begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+class Command(NamedTuple):
+    """A command of a bash block, without its comment."""
+
+    kind: str
+    text: str
+    line: int
+
+
+def read_blocks(readme: str) -> list[Block]:
+    """Give all blocks, in their order."""
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    return [Block(found[1], found[2], readme[: found.start(2)].count("\n") + 1) for found in fences]
+
+
+def read_commands(readme: str) -> list[Command]:
+    """Give the commands of all bash blocks: each of a line, or of several where a quote or a backslash goes on.
+
+    :raises ReadmeError: one is of no kind that is known here.
+    """
+    commands = []
+    for block in read_blocks(readme):
+        text = ""
+        for number, line in enumerate(block.text.splitlines() if block.language == "bash" else (), start=block.line):
+            text = f"{text}\n{line}" if text else re.sub(r"(^|\s+)#\s.*$", "", line)
+            if text and _is_whole(text):
+                kind = next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, text, re.DOTALL)), None)
+                if kind is None:
+                    raise ReadmeError(f"line {number}: nothing runs {text!r}; see KINDS in scripts/readme.py")
+                commands.append(Command(kind, text, number - text.count("\n")))
+                text = ""
+        if text:
+            raise ReadmeError(f"line {block.line}: the block ends within {text!r}")
+    return commands
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        shlex.split(text)
+    except ValueError:
+        return False
+    return not text.endswith("\\")
+
+
+def read_first_dag(readme: str) -> tuple[str, str]:
+    """Give the DAG at the top, and the place in the reader's home where the README has it saved.
+
+    :raises ReadmeError: it says no place.
+    """
+    place = re.search(r"ten lines at the top as `~/([\w/]+\.py)`", readme)
+    if not place:
+        raise ReadmeError("it does not say where the ten lines go")
+    return next(block.text for block in read_blocks(readme) if block.language == "python"), place[1]
+
+
+class Newcomer:
+    """Somebody who has a machine with Python and make, and reads the README."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home, self.clone = folder, folder / "home", folder / "clone"
+        # The Python of the machine, not that of the virtual environment in which this may run.
+        path = f"{Path(sys.base_prefix, 'bin')}:/usr/local/bin:/usr/bin:/bin"
+        network = {name: value for name, value in os.environ.items() if NETWORK.fullmatch(name)}
+        self.environment = network | {"PATH": path, "HOME": str(self.home), "PWD": str(self.clone)}
+        self.box: subprocess.Popen[bytes] | None = None
+        self.opened = False
+
+    def follow(self) -> None:
+        say(f"a fresh clone of the last commit, an empty home; of the environment only {', '.join(self.environment)}")
+        clone = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", str(ROOT), str(self.clone)]
+        subprocess.run(clone, check=True)
+        readme = (self.clone / "README.md").read_text(encoding="utf-8")
+        commands = read_commands(readme)
+        text, place = read_first_dag(readme)
+        say(f"the ten lines at the top are saved as ~/{place}")
+        (self.home / place).parent.mkdir(parents=True)
+        (self.home / place).write_text(text, encoding="utf-8")
+        try:
+            for command in commands:
+                print(f"\nREADME.md, line {command.line}\n$ {command.text}", flush=True)
+                getattr(self, command.kind)(command.text)
+        finally:
+            self.end_sandbox()
+        if not self.opened:
+            raise ReadmeError("it does not say how to run the ten lines")
+
+    def left(self, _: str) -> None:
+        say("left out: CI runs it by itself")
+
+    def run(self, command: str) -> str:
+        """Run a command in the reader's shell, which keeps what it exports; give its output."""
+        log, after = self.folder / "log", self.folder / "environment"
+        process = self.start(f"set -eo pipefail\n{command}\nenv -0 >'{after}'", log)
+        try:
+            code: int | str = process.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            code = f"none after {LONGEST:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if code != 0:
+            raise ReadmeError(f"exit code {code}, after this:\n{said[-6000:]}")
+        entries = after.read_text(encoding="utf-8").rstrip("\0").split("\0")
+        self.environment = dict(entry.split("=", 1) for entry in entries)
+        say("done")
+        return said
+
+    def start(self, script: str, log: Path) -> subprocess.Popen[bytes]:
+        """Begin a script in the reader's shell, in a process group of its own."""
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                ["/bin/bash", "-c", script],
+                env=self.environment,
+                cwd=self.environment["PWD"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def install(self, command: str) -> None:
+        wheels = self.folder / "wheels"
+        if not wheels.exists():
+            build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels)]
+            subprocess.run([*build, str(self.clone)], check=True, capture_output=True)
+        (wheel,) = wheels.iterdir()
+        say(f"{wheel.name}, built from the clone, stands in for the name on PyPI; versions are those of {VERSIONS}")
+        told = re.sub(rf"'?{PACKAGE}(\[\w+\])?'?", lambda name: f"'{wheel}{name[1] or ''}'", command)
+        self.run(f"{told} -c {VERSIONS}")
+
+    def help(self, command: str) -> None:
+        if "usage:" not in self.run(command):
+            raise ReadmeError("it does not say how it is used")
+
+    def sandbox(self, command: str) -> None:
+        """Run it as in another terminal, and paste what it prints."""
+        self.end_sandbox()
+        log = self.folder / "sandbox.log"
+        self.box = self.start(f"exec {command}", log)
+        deadline = time.monotonic() + LONGEST
+        while "Ctrl-C ends it." not in (said := log.read_text(encoding="utf-8")):
+            if self.box.poll() is not None or time.monotonic() > deadline:
+                raise ReadmeError(f"it does not get ready:\n{said}")
+            time.sleep(0.1)
+        say("it runs, as in another terminal; what it says to export is pasted")
+        self.run(*re.findall(r"^ +(export AIRFLOW_CONN_.*)$", said, flags=re.MULTILINE))
+
+    def end_sandbox(self) -> None:
+        if self.box:
+            self.box.send_signal(signal.SIGINT)
+            self.box.wait(LONGEST)
+            self.box = None
+
+    def dag(self, command: str) -> None:
+        """Run the ten lines: the gate has to open, and the task behind it to say what the README says it does."""
+        said = self.run(command)
+        with closing(sqlite3.connect(self.home / "airflow" / "airflow.db")) as database:
+            states = dict(database.execute("select task_id, state from task_instance").fetchall())
+        lines = [line for line in said.splitlines() if re.search(r"work on entity \w|Waited ", line)]
+        if set(states.values()) != {"success"} or not re.search(r"work on entity", "".join(lines)):
+            raise ReadmeError(f"the tasks ended as {states}, after this:\n{said[-6000:]}")
+        self.opened = True
+        print("\n".join(f"          {line}" for line in lines))
+        say(f"the gate opened, and the task behind it has run: {states}")
+
+
+def say(words: str) -> None:
+    """Tell whoever watches."""
+    print(f"  {time.monotonic() - STARTED:5.0f} s  {words}", flush=True)
+
+
+def main() -> int:
+    """Follow the README: 0 when it holds."""
+    with tempfile.TemporaryDirectory(prefix="readme-") as folder:
+        try:
+            Newcomer(Path(folder)).follow()
+        except ReadmeError as error:
+            print(f"\nREADME.md does not hold: {error}", file=sys.stderr)
+            return 1
+    say("README.md holds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
