@@ -35,7 +35,7 @@ SNAPSHOT = CACHE / "tree"
 PACKAGE = "airflow_provider_bankconnect"
 # What tests look at beside the wheel. The package is not among it: what they import is the wheel.
 TREE = (
-    *("tests", "scripts", "dags", "constraints"),
+    *("tests", "scripts", "dags", "docs", "constraints"),
     *("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"),
 )
 # Two runs at once: the first works, the second waits most of the time.

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG
+from packaging.requirements import Requirement
 
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 
@@ -163,3 +164,24 @@ def test_every_error_that_the_readme_names_is_there():
 )
 def test_what_explain_says_in_the_readme_is_what_a_test_had_it_say(path):
     assert f"```console\n{path.read_text(encoding='utf-8').rstrip()}\n```" in README
+
+
+def test_the_table_of_airflows_is_that_of_the_constraints_and_they_keep_its_pins():
+    tested = {}
+    for path in sorted((ROOT / "constraints").glob("*.txt")):
+        airflow, minor = re.fullmatch(r"constraints-([\d.]+)-py3(\d+)", path.stem).groups()
+        tested.setdefault(airflow, {})[f"3.{minor}"] = path.read_text(encoding="utf-8")
+    compatibility = README.partition("\n## Compatibility\n")[2]
+    rows = re.findall(r"^\| (\d[\d.]+) \| ([\d., ]+) \| (.+) \|$", compatibility, flags=re.MULTILINE)
+    assert {airflow: pythons.split(", ") for airflow, pythons, _ in rows} == {
+        airflow: list(files) for airflow, files in tested.items()
+    }
+
+    page = (ROOT / "docs" / "compatibility.rst").read_text(encoding="utf-8")
+    pins = [(airflow, pin) for airflow, _, there in rows for pin in re.findall(r"`([a-z]+<[\d.]+)`", there)]
+    assert pins == re.findall(r"\* - ([\d.]+)\n +- ``([a-z]+<[\d.]+)``", page)
+    for airflow, pin in pins:
+        requirement = Requirement(pin)
+        for python, text in tested[airflow].items():
+            (kept,) = re.findall(rf"^{requirement.name}==(.+)$", text, flags=re.MULTILINE)
+            assert kept in requirement.specifier, f"Airflow {airflow}, Python {python}: {requirement.name} {kept}"
