@@ -107,7 +107,7 @@ class Fault(_Told):
     """
 
     kind: FaultKind = Field(description="what happens")
-    call: FaultCall = Field("*", description="to which call; '*' is any. Webhook kinds: '*' or 'webhook'")
+    call: FaultCall = Field(default="*", description="to which call; '*' is any. Webhook kinds: '*' or 'webhook'")
     times: Annotated[int, Field(ge=1)] | None = Field(default=None, description="how often at most; left out: for ever")
     probability: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="how likely, each time")
     after: Annotated[float, Field(ge=0)] = Field(default=0.0, description="not in the first so many seconds")

@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 import pytest
 import requests
+from mypy import api as mypy
 from pydantic import ValidationError
 
 from airflow_provider_bankconnect.sandbox import Fault, Statement
@@ -212,3 +213,12 @@ def test_the_same_seed_gives_the_same_bad_day(serve):
 def test_a_fault_that_makes_no_sense_is_refused(fields, told):
     with pytest.raises(ValidationError, match=told):
         Fault(**fields)
+
+
+def test_a_type_checker_wants_no_more_of_a_fault_than_its_kind(tmp_path):
+    theirs = tmp_path / "theirs.py"
+    theirs.write_text(
+        "from airflow_provider_bankconnect.sandbox import Fault\n\nFault(kind='drop')\n", encoding="utf-8"
+    )
+    said, _, code = mypy.run(["--strict", str(theirs)])
+    assert code == 0, said
