@@ -1,7 +1,8 @@
 """A run for each customer whose statement is over: BankConnect's webhook starts it, its records open the gate.
 
 Needs Airflow 3.2, the setting `[bankconnect] webhook_token`, and `bankconnect_register_webhook` to have run without
-a `webhook_url`. Three statements of one customer ring three times: three runs, of which the last one works.
+a `webhook_url`. Three statements of one customer ring three times: three runs. Of those that see the same statements
+one works.
 """
 
 from __future__ import annotations
