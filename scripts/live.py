@@ -21,10 +21,11 @@ from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import psutil
 import requests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PARTS: Final = {
     "api-server": ["api-server"],
@@ -47,6 +48,7 @@ class Live:
     :param certificate: two PEM files, the certificate and its key: the API server then speaks HTTPS.
     :param trust: PEM file that Airflow's own parts trust when they call it.
     :param settings: more of the environment, stronger than what is set here.
+    :param port: where the API server listens; None for any that is free.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class Live:
         trust: str | None = None,
         settings: Mapping[str, str] | None = None,
         python: str = sys.executable,
+        port: int | None = None,
     ) -> None:
         self.home = home
-        self.port = free_port()
+        self.port = port or free_port()
         self.python = python
         self.password = secrets.token_urlsafe(12)
         self.trust: str | bool = trust or True
@@ -77,6 +80,8 @@ class Live:
             "AIRFLOW__API__HOST": "localhost",
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__WORKERS": "1",
+            # Who has logged in stays so for a month.
+            "AIRFLOW__API_AUTH__JWT_EXPIRATION_TIME": str(30 * 24 * 3600),
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
@@ -100,6 +105,7 @@ class Live:
         self.environment |= settings or {}
         passwords = home / "simple_auth_manager_passwords.json.generated"
         passwords.write_text(json.dumps({USER: self.password}), encoding="utf-8")
+        passwords.chmod(0o600)
 
     def __enter__(self) -> Self:
         return self
@@ -146,19 +152,24 @@ class Live:
     def kill(self, part: str) -> None:
         """End a part and all its children as a crash does."""
         process = self.parts.pop(part)
-        self._signal(process, signal.SIGKILL)
+        end(tree(process.pid))
+        _signal_group(process, signal.SIGKILL)
         process.wait()
 
     def stop(self, *parts: str) -> None:
         """End parts, all of them where none is named; those that take too long, as a crash does."""
         ending = [self.parts.pop(part) for part in parts or list(self.parts) if part in self.parts]
         for process in ending:
-            self._signal(process, signal.SIGTERM)
+            _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + _STOPPING_SECONDS
+        relatives: set[psutil.Process] = set()
+        while time.monotonic() < deadline and any(process.poll() is None for process in ending):
+            # Some of Airflow's parts give their children sessions of their own, and these may outlive them.
+            relatives.update(relative for process in ending for relative in tree(process.pid))
+            time.sleep(0.1)
+        end(relatives)
         for process in ending:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-            self._signal(process, signal.SIGKILL)
+            _signal_group(process, signal.SIGKILL)
             process.wait()
 
     def wait_until_up(self, seconds: float = 120.0) -> None:
@@ -182,12 +193,19 @@ class Live:
         """
         deadline = time.monotonic() + seconds
         while not happened():
-            for part, process in self.parts.items():
-                if process.poll() is not None:
-                    raise LiveError(f"Airflow's {part} ended with {process.returncode}:\n{self.tail(part)}")
+            self.check()
             if time.monotonic() > deadline:
                 raise LiveError(f"Not so after {seconds:.0f} s: {what}. Logs: {self.home}")
             time.sleep(0.2)
+
+    def check(self) -> None:
+        """See that all parts live.
+
+        :raises LiveError: one has ended; gives its last words.
+        """
+        for part, process in self.parts.items():
+            if process.poll() is not None:
+                raise LiveError(f"Airflow's {part} ended with {process.returncode}:\n{self.tail(part)}")
 
     def tail(self, part: str) -> str:
         """Give the last lines of a part's output."""
@@ -237,15 +255,6 @@ class Live:
         except requests.RequestException:
             return False
         return answer.ok and answer.headers.get("content-type", "").startswith("application/json")
-
-    @staticmethod
-    def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-        # Some of Airflow's parts give their children sessions of their own.
-        for pid in family(process.pid) if number is signal.SIGKILL else [process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
 
 
 class Postgres:
@@ -339,12 +348,28 @@ def temporary_folder() -> Iterator[Path]:
 
 def family(pid: int) -> list[int]:
     """Give a process and all its descendants."""
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+    return [process.pid for process in tree(pid)]
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Give them as what they are: a number may soon be somebody else's."""
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """End processes as a crash does."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def free_port() -> int:
