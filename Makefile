@@ -56,6 +56,9 @@ chaos: $(READY)  ## Waits in a whole Airflow whose processes are killed one afte
 demo: $(READY)  ## BankConnect played here, and a real Airflow that registers, waits and works
 	@$(PY) -W ignore scripts/demo.py
 
+standalone: $(READY)  ## A whole Airflow with the doorbell, and customers who ring it, until Ctrl-C; PORT=8081 EVERY=5
+	@$(PY) -W ignore scripts/standalone.py $(if $(PORT),--port $(PORT)) $(if $(EVERY),--every $(EVERY))
+
 docs: $(READY)  ## The documentation, strictly, into docs/_build/html
 	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 
@@ -95,4 +98,4 @@ constraints: $(VENV)/bin/uv  ## The constraint files anew: what pyproject.toml d
 	done
 
 clean:  ## Away with all that make made
-	rm -rf .venv .demo .cache docs/_build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .demo .standalone .cache docs/_build mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

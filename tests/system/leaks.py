@@ -85,7 +85,10 @@ def haystacks(home: Home) -> Iterator[tuple[str, bytes]]:
     for table, columns, row in rows(home):
         yield f"table {table}", b"\n".join(_as_bytes(value) for value in row)
         if table == "trigger":
-            yield "table trigger", decrypted(row[columns.index("kwargs")])
+            yield (
+                "table trigger",
+                decrypted(row[columns.index("kwargs")], home.environment["AIRFLOW__CORE__FERNET_KEY"]),
+            )
 
 
 def rows(home: Home) -> Iterator[tuple[str, list[str], tuple[object, ...]]]:
@@ -99,9 +102,9 @@ def rows(home: Home) -> Iterator[tuple[str, list[str], tuple[object, ...]]]:
                 yield table, columns, row
 
 
-def decrypted(kwargs: str) -> bytes:
+def decrypted(kwargs: str, key: str = FERNET_KEY) -> bytes:
     """Give what a trigger is remembered with, as the triggerer reads it: some ways there encrypt it, others do not."""
-    return kwargs.encode() if kwargs.startswith("{") else Fernet(FERNET_KEY).decrypt(kwargs)
+    return kwargs.encode() if kwargs.startswith("{") else Fernet(key).decrypt(kwargs)
 
 
 def _as_bytes(value: object) -> bytes:
