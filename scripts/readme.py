@@ -26,7 +26,7 @@ PACKAGE: Final = "airflow-provider-bankconnect"
 VERSIONS: Final = f"constraints/constraints-3.3.2-py3{sys.version_info[1]}.txt"
 # What a command of the README may be, and the method below that runs it. What fits none is a mistake.
 KINDS: Final = {
-    "left": r"make test",
+    "left": r"make test|make standalone",
     "run": r"make demo|python3 -m venv \w+ && \. \w+/bin/activate|export AIRFLOW_CONN_\w+=.+|airflow db migrate",
     "install": rf"pip install '?{PACKAGE}(?:\[\w+\])?'?",
     "help": r"python -m airflow_provider_bankconnect[\w.]* --help",
