@@ -62,6 +62,8 @@ class Poller:
         self._hook = BankConnectAsyncHook(bankconnect_conn_id)
         self._loop = asyncio.get_running_loop()
         self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
+        self._in_flight: set[asyncio.Task[Rows | Exception]] = set()
+        self._askers: Counter[tuple[str, ...]] = Counter()
         self._answered: dict[tuple[str, ...], float] = {}
         self._customers: dict[str, Counter[tuple[str, ...]]] = {}
         self._rings: Counter[tuple[str, ...]] = Counter()
@@ -94,8 +96,15 @@ class Poller:
         if poll is None or self._loop.time() - self._answered.get(key, self._loop.time()) > max_age:
             poll = self._polls[key] = self._loop.create_task(self._poll(gate))
             self._answered.pop(key, None)
+            self._in_flight.add(poll)
             poll.add_done_callback(lambda done: self._note_answer(key, done))
-        return told(await asyncio.shield(poll))
+        self._askers[key] += 1
+        try:
+            return told(await asyncio.shield(poll))
+        finally:
+            self._askers[key] -= 1
+            if not self._askers[key]:
+                del self._askers[key]
 
     async def hear(self, gate: Asks, seconds: float) -> Rows | Exception | None:
         """Sleep so long, and no longer than until somebody else has the answer to the same question.
@@ -160,15 +169,18 @@ class Poller:
 
     async def close(self) -> None:
         """End what is still in flight, and close the session."""
-        polls = [poll for poll in self._polls.values() if not poll.done()]
+        # A ring may have taken their names: they are not among the named ones only.
+        polls = list(self._in_flight)
         for poll in polls:
             poll.cancel()
         await asyncio.gather(*polls, return_exceptions=True)
         await self._hook.close()
 
     def _note_answer(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
-        self._answered[key] = self._loop.time()
-        self._loop.call_later(SHARED_SECONDS, self._forget, key, poll)
+        self._in_flight.discard(poll)
+        if self._polls.get(key) is poll:
+            self._answered[key] = self._loop.time()
+            self._loop.call_later(SHARED_SECONDS, self._forget, key, poll)
         if poll.cancelled():
             return
         outcome = poll.result()
@@ -189,12 +201,19 @@ class Poller:
             while True:
                 await self._hold_back()
                 async with self._slots:
+                    self._break_off_unless_wanted(gate.ledger)
                     # The word to hold back may have come while this one queued.
                     if not self.held:
                         return await self._send(gate)
         except Exception as error:  # noqa: BLE001 - handed to everyone who asked
             Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
             return error
+
+    def _break_off_unless_wanted(self, key: tuple[str, ...]) -> None:
+        """Send no poll whose waits have all ended while it was held back."""
+        if not self._askers[key]:
+            self._polls.pop(key, None)
+            raise asyncio.CancelledError
 
     async def _send(self, gate: Asks) -> Rows:
         started = self._loop.time()

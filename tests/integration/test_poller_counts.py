@@ -23,56 +23,6 @@ from airflow_provider_bankconnect.triggers.poller import shared_poller
 CONNECTION = "bankconnect_default"
 
 
-@pytest.fixture
-def connect(box, monkeypatch):
-    """Have the default connection lead to the sandbox, with such extras."""
-
-    def set_connection(**extra):
-        connection = box.connection
-        connection["extra"] |= extra
-        monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
-
-    set_connection()
-    return set_connection
-
-
-def trigger(link_id, *, lasts, **arguments):
-    pace = {"deadline": datetime.now(UTC) + timedelta(seconds=lasts), "poke_interval": 1}
-    return BankConnectWebhookPayloadTrigger(**({"link_id": link_id} | pace | arguments))
-
-
-def gate(number):
-    return HistoryGate(Expectation.parse(link_id=f"link-{number}"))
-
-
-async def fire(wait, *, after=0.0):
-    await asyncio.sleep(after)
-    async for event in wait.run():
-        return event.payload
-    raise AssertionError("no event")
-
-
-def polls(box, link_id=None):
-    return [call.at for call in box.calls("webhook_payloads") if link_id in {None, call.query["link_id"]}]
-
-
-def at_once(times, lasting):
-    """How many there were at the same time, at most, where each takes so long."""
-    return max(number - bisect_left(times, at - lasting) + 1 for number, at in enumerate(times))
-
-
-async def until(happened):
-    async with asyncio.timeout(60):
-        while not happened():  # noqa: ASYNC110 - what happens is not ours to signal
-            await asyncio.sleep(0.005)
-
-
-async def nothing_is_left(box):
-    assert not pollers._pollers.get(asyncio.get_running_loop())
-    await asyncio.sleep(0.1)
-    assert box.open_connections == 0
-
-
 @pytest.mark.usefixtures("fast")
 async def test_five_hundred_waits_poll_on_as_many_connections_as_may_be_used_at_once(box, connect):
     connect(max_concurrency=5)
@@ -214,3 +164,37 @@ async def test_killed_waits_leave_nothing_behind_wherever_they_were(box):
     assert not poller._listeners
     assert all(poll.done() for poll in poller._polls.values())
     await nothing_is_left(box)
+
+
+@pytest.mark.usefixtures("connect")
+async def test_a_poll_that_a_ring_made_old_does_not_outlive_the_waits(box):
+    """Held back, it would open the session again when nobody is there to close it."""
+    box.fault(Fault(kind="status", status=429, retry_after=1, times=1))
+    before = asyncio.all_tasks()
+    async with shared_poller(CONNECTION) as poller:
+        with pytest.raises(BankConnectError):
+            await poller.ask(gate("first"))
+        wait = asyncio.create_task(fire(trigger("loan", lasts=60)))
+        await until(lambda: ("webhook_payloads", "loan") in poller._polls)
+        poller.ring(["link:loan"])
+        wait.cancel()
+        await asyncio.wait([wait])
+    assert asyncio.all_tasks() == before
+    await nothing_is_left(box)
+
+
+@pytest.mark.usefixtures("connect")
+async def test_what_was_held_back_until_nobody_waits_for_it_is_not_asked(box, monkeypatch):
+    monkeypatch.setattr(pollers, "random", SimpleNamespace(random=lambda: 0.0))
+    box.fault(Fault(kind="status", status=429, retry_after=1, times=1))
+    async with shared_poller(CONNECTION) as poller:
+        with pytest.raises(BankConnectError):
+            await poller.ask(gate("first"))
+        gone, there = (asyncio.create_task(poller.ask(gate(number))) for number in ("gone", "there"))
+        await until(lambda: len(poller._polls) == 3)
+        gone.cancel()
+        await there
+        # Both came back in the same moment: now each has had its turn.
+        await poller.ask(gate("later"))
+        assert polls(box, "link-gone") == []
+        assert await poller.ask(gate("gone")) == []
