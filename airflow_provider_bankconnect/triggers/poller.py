@@ -230,8 +230,9 @@ class Poller:
                 rows = await self._hook.run(gate.ask(renewed.timezone))
         except api.BankConnectTransientError as error:
             # Those that were in flight together fail together: that is one failure, not many.
-            if started >= self._resume_at:
-                self._streak += 1
+            is_news = started >= self._resume_at
+            self._streak += is_news
+            if is_news or error.retry_after is not None:
                 self._hold(error.retry_after)
             raise
         self._streak = 0

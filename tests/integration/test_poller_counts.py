@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_provider_bankconnect.api import BankConnectConnectionError, BankConnectError
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate
+from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
 from airflow_provider_bankconnect.sandbox import Fault
 from airflow_provider_bankconnect.triggers import poller as pollers
 from airflow_provider_bankconnect.triggers.bankconnect import BankConnectWebhookPayloadTrigger
@@ -198,3 +198,18 @@ async def test_what_was_held_back_until_nobody_waits_for_it_is_not_asked(box, mo
         await poller.ask(gate("later"))
         assert polls(box, "link-gone") == []
         assert await poller.ask(gate("gone")) == []
+
+
+@pytest.mark.usefixtures("connect")
+async def test_of_two_that_were_in_flight_together_the_longer_retry_after_holds(box):
+    box.fault(Fault(kind="delay", call="transactions", seconds=0.3))
+    box.fault(Fault(kind="status", call="transactions", status=429, retry_after=60))
+    box.fault(Fault(kind="status", call="webhook_payloads", status=429, retry_after=2))
+    async with shared_poller(CONNECTION) as poller:
+        both = (gate("first"), ProgressGate(Expectation.parse(entity_id="e1")))
+        await asyncio.gather(*map(poller.ask, both), return_exceptions=True)
+        assert [call.call for call in box.requests] in (
+            ["webhook_payloads", "transactions"],
+            ["transactions", "webhook_payloads"],
+        )
+        assert poller._resume_at - asyncio.get_running_loop().time() > 30
