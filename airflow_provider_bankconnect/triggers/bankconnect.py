@@ -202,6 +202,9 @@ class _State:
     looks: int
     seen: str
     settled: datetime
+    # How often it has looked at its own pace, and whether the next look is before its time, for a ring's sake.
+    paced: int
+    hurried: bool = False
     rings: int = 0
     echoes: int = 0
 
@@ -266,7 +269,14 @@ class _BankConnectTrigger(BaseTrigger):
         self.log.info("Waiting for %s until %s", self.gate, self.deadline.isoformat(timespec="seconds"))
         settled = datetime.now(UTC) + timedelta(seconds=_SETTLING_SECONDS if self.looks else 0.0)
         state = _State(
-            Streak(self.log), NotFounds(self.log), self.not_before, self._first_look(), self.looks, self.seen, settled
+            Streak(self.log),
+            NotFounds(self.log),
+            self.not_before,
+            self._first_look(),
+            self.looks,
+            self.seen,
+            settled,
+            paced=self.looks,
         )
         async with shared_poller(self.bankconnect_conn_id) as poller, poller.waiting(self.gate) as state.rings:
             while (now := datetime.now(UTC)) < self.deadline:
@@ -299,7 +309,9 @@ class _BankConnectTrigger(BaseTrigger):
         while (left := (state.next_look - datetime.now(UTC)).total_seconds()) > 0:
             if state.rings != poller.rings(self.gate):
                 state.rings, state.echoes = poller.rings(self.gate), len(_ECHO_SECONDS)
-                state.next_look = min(state.next_look, max(state.not_before, state.settled, datetime.now(UTC)))
+                soon = max(state.not_before, state.settled, datetime.now(UTC))
+                if soon < state.next_look:
+                    state.next_look, state.hurried = soon, True
                 continue
             heard = await poller.hear(self.gate, left)
             if heard is not None:
@@ -308,7 +320,11 @@ class _BankConnectTrigger(BaseTrigger):
 
     async def _look(self, poller: Poller, state: _State, heard: Rows | Exception | None = None) -> WaitEvent | None:
         """Look once, or at what was ``heard``, which is no look of its own; None to go on waiting."""
-        state.looks += heard is None
+        if heard is None:
+            state.looks += 1
+            # Else whoever can ring could lengthen the pauses of exponential_backoff, and delay the gate.
+            state.paced += not state.hurried
+        state.hurried = False
         pause = Pause(MIN_INTERVAL, 0.0)
         try:
             verdict = await self._judge(poller, state, heard)
@@ -327,9 +343,10 @@ class _BankConnectTrigger(BaseTrigger):
                 return WaitEvent(status=status, rows=rows, because=verdict.because, looks=state.looks)
         now = datetime.now(UTC)
         state.not_before = now + timedelta(seconds=pause.asked)
-        interval = self._interval(state.looks)
+        interval = self._interval(state.paced)
         if state.echoes and not pause.own:
             # The bell may be faster than the ledger: what it announced is looked for a few times more.
+            state.hurried = _ECHO_SECONDS[-state.echoes] < interval
             interval = min(interval, _ECHO_SECONDS[-state.echoes])
             state.echoes -= 1
         state.next_look = now + timedelta(seconds=max(pause.asked, pause.own, interval))

@@ -16,6 +16,7 @@ import pytest
 from airflow_provider_bankconnect.api import BankConnectConnectionError, BankConnectError
 from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
 from airflow_provider_bankconnect.sandbox import Fault
+from airflow_provider_bankconnect.triggers import bankconnect as triggers
 from airflow_provider_bankconnect.triggers import poller as pollers
 from airflow_provider_bankconnect.triggers.bankconnect import BankConnectWebhookPayloadTrigger
 from airflow_provider_bankconnect.triggers.poller import shared_poller
@@ -213,3 +214,18 @@ async def test_of_two_that_were_in_flight_together_the_longer_retry_after_holds(
             ["transactions", "webhook_payloads"],
         )
         assert poller._resume_at - asyncio.get_running_loop().time() > 30
+
+
+@pytest.mark.usefixtures("fast", "connect")
+async def test_no_ring_lengthens_the_pauses_of_a_wait_that_backs_off(box, monkeypatch):
+    """Else whoever knows the address, or a vendor that rings often, could keep a gate shut until its deadline."""
+    monkeypatch.setattr(triggers, "_ECHO_SECONDS", ())
+    wait = asyncio.create_task(fire(trigger("loan", lasts=120, poke_interval=0.05, exponential_backoff=True)))
+    await until(lambda: len(polls(box)) == 2)
+    (poller,) = pollers._pollers[asyncio.get_running_loop()].values()
+    for number in range(10):
+        poller.ring(["link:loan"])
+        await until(lambda number=number: len(polls(box)) > 2 + number)
+    box.payload(link_id="loan")
+    event = await asyncio.wait_for(wait, 20)
+    assert event["status"] == "passed"
