@@ -342,14 +342,15 @@ class _BankConnectTrigger(BaseTrigger):
                 status: Literal["passed", "failed"] = "passed" if verdict.state == "passed" else "failed"
                 return WaitEvent(status=status, rows=rows, because=verdict.because, looks=state.looks)
         now = datetime.now(UTC)
-        state.not_before = now + timedelta(seconds=pause.asked)
+        # What was heard is another wait's answer, and takes nothing back of what the vendor asked this one for.
+        state.not_before = max(state.not_before, now + timedelta(seconds=pause.asked))
         interval = self._interval(state.paced)
         if state.echoes and not pause.own:
             # The bell may be faster than the ledger: what it announced is looked for a few times more.
             state.hurried = _ECHO_SECONDS[-state.echoes] < interval
             interval = min(interval, _ECHO_SECONDS[-state.echoes])
             state.echoes -= 1
-        state.next_look = now + timedelta(seconds=max(pause.asked, pause.own, interval))
+        state.next_look = max(state.not_before, now + timedelta(seconds=max(pause.own, interval)))
         return None
 
     async def _test_path(self, poller: Poller, state: _State, *, last: bool = False) -> None:

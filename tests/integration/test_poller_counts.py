@@ -24,6 +24,56 @@ from airflow_provider_bankconnect.triggers.poller import shared_poller
 CONNECTION = "bankconnect_default"
 
 
+@pytest.fixture
+def connect(box, monkeypatch):
+    """Have the default connection lead to the sandbox, with such extras."""
+
+    def set_connection(**extra):
+        connection = box.connection
+        connection["extra"] |= extra
+        monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
+
+    set_connection()
+    return set_connection
+
+
+def trigger(link_id, *, lasts, **arguments):
+    pace = {"deadline": datetime.now(UTC) + timedelta(seconds=lasts), "poke_interval": 1}
+    return BankConnectWebhookPayloadTrigger(**({"link_id": link_id} | pace | arguments))
+
+
+def gate(number):
+    return HistoryGate(Expectation.parse(link_id=f"link-{number}"))
+
+
+async def fire(wait, *, after=0.0):
+    await asyncio.sleep(after)
+    async for event in wait.run():
+        return event.payload
+    raise AssertionError("no event")
+
+
+def polls(box, link_id=None):
+    return [call.at for call in box.calls("webhook_payloads") if link_id in {None, call.query["link_id"]}]
+
+
+def at_once(times, lasting):
+    """How many there were at the same time, at most, where each takes so long."""
+    return max(number - bisect_left(times, at - lasting) + 1 for number, at in enumerate(times))
+
+
+async def until(happened):
+    async with asyncio.timeout(60):
+        while not happened():  # noqa: ASYNC110 - what happens is not ours to signal
+            await asyncio.sleep(0.005)
+
+
+async def nothing_is_left(box):
+    assert not pollers._pollers.get(asyncio.get_running_loop())
+    await asyncio.sleep(0.1)
+    assert box.open_connections == 0
+
+
 @pytest.mark.usefixtures("fast")
 async def test_five_hundred_waits_poll_on_as_many_connections_as_may_be_used_at_once(box, connect):
     connect(max_concurrency=5)
@@ -214,6 +264,17 @@ async def test_of_two_that_were_in_flight_together_the_longer_retry_after_holds(
             ["transactions", "webhook_payloads"],
         )
         assert poller._resume_at - asyncio.get_running_loop().time() > 30
+
+
+@pytest.mark.usefixtures("fast", "connect")
+async def test_another_waits_answer_takes_nothing_back_of_what_the_vendor_asked_this_one_for():
+    patient = trigger("loan", lasts=4, poke_interval=0.3, not_before=datetime.now(UTC) + timedelta(minutes=1), looks=1)
+    patient.next_look = patient.not_before
+    waits = [asyncio.create_task(fire(wait)) for wait in (patient, trigger("loan", lasts=1, poke_interval=0.2))]
+    event, other = await asyncio.gather(*waits)
+    assert other["looks"] > 1
+    assert (event["status"], event["looks"]) == ("timeout", 1)
+    assert "no row in sight" in event["because"]
 
 
 @pytest.mark.usefixtures("fast", "connect")
