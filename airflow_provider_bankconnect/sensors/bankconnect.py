@@ -115,7 +115,8 @@ class _BankConnectSensor(BaseSensorOperator):
                 return PokeReturnValue(is_done=True, xcom_value=rows)
         now = datetime.now(UTC)
         if now >= deadline:
-            self._test_path(wait, last=True)
+            if now >= wait.not_before:
+                self._test_path(wait, last=True)
             self._time_out(wait.streak.tell(wait.not_founds.tell(wait.seen)), started=wait.started, looks=wait.looks)
         if self.deferrable:
             next_look = now + timedelta(seconds=max(self.poke_interval, MIN_INTERVAL))

@@ -183,6 +183,15 @@ def test_a_retry_after_beyond_the_deadline_ends_the_wait_at_the_deadline(box, mo
     assert len(looks(box)) == 1
 
 
+@pytest.mark.parametrize("mode", ["poke", "deferred"])
+def test_a_retry_after_beyond_the_deadline_leaves_out_the_test_call_too(box, mode):
+    box.fault(Fault(kind="status", status=404, times=1))
+    box.fault(Fault(kind="status", status=429, retry_after=3600))
+    outcome = run(partial(build, BankConnectWebhookPayloadSensor, mode, link_id=LINK, timeout=2.5, poke_interval=1))
+    assert outcome.state == "failed"
+    assert [request.status for request in box.requests] == [404, 429]
+
+
 def test_what_is_already_there_never_defers(box):
     box.play(Statement(link_id=LINK, after=-60))
     outcome = run(partial(build, BankConnectWebhookPayloadSensor, "deferred", link_id=LINK, timeout=20))
