@@ -40,7 +40,7 @@ TREE = (
     *("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"),
 )
 # Two runs at once: the first works, the second waits most of the time.
-TESTS = (("tests/unit", "tests/package", "tests/sandbox", "tests/matrix"), ("tests/integration",))
+TESTS = (("tests/unit", "tests/package", "tests/sandbox", "tests/matrix"), ("tests/integration", "tests/receiver"))
 QUICK_TESTS = (
     ("tests/unit/test_gate.py", "tests/package/test_package.py", "tests/matrix"),
     (

@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import Stats
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -53,8 +54,10 @@ def make_app() -> Starlette:
             Route("/rings", _recent_rings, methods=["GET"]),
             Route("/rings/{conn_id:path}", _own_rings, methods=["POST"]),
         ],
-        exception_handlers={_RefusedError: _refuse},
+        exception_handlers={_RefusedError: _refuse, HTTPException: _answer_as_airflow_does},
     )
+    # A redirect would be no answer to a webhook, and has the token in it.
+    app.router.redirect_slashes = False
     app.state.tokens, app.state.writer = _read_tokens(), Writer()
     return app
 
@@ -88,12 +91,13 @@ async def _webhook(request: Request) -> Response:
 async def _recent_rings(request: Request) -> Response:
     """Tell triggerers who has rung, in whispers: only who waits for a customer knows the name."""
     token = _check_knock(request)
-    try:
-        since = datetime.fromisoformat(request.query_params["since"]) if "since" in request.query_params else None
-    except ValueError:
-        raise _RefusedError(400, "since", "since must be ISO 8601") from None
-    if since is not None and since.tzinfo is None:
-        since = since.replace(tzinfo=UTC)
+    since: datetime | None = None
+    if "since" in request.query_params:
+        try:
+            since = datetime.fromisoformat(request.query_params["since"])
+            since = since.replace(tzinfo=UTC) if since.tzinfo is None else since.astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise _RefusedError(400, "since", "since must be ISO 8601") from None
     now, found = await asyncio.to_thread(rings.recent, since)
     told = [
         [
@@ -122,7 +126,7 @@ async def _own_rings(request: Request) -> Response:
             Stats.incr("bankconnect.unannounced", tags={"conn_id": conn_id})
             _log.warning("A gate on %r found by asking what no webhook had announced: %s", conn_id, ring)
         return JSONResponse({"unheard": len(unheard)})
-    if how not in {"ring", "again"}:
+    if how not in ("ring", "again"):
         raise _RefusedError(400, "fields", "how must be ring, again or check")
     outcomes = await _write(request, parsed, again=how == "again") if parsed else []
     if Outcome.NOBODY in outcomes:
@@ -228,3 +232,9 @@ async def _refuse(_: Request, error: Exception) -> Response:
     _log.warning("A webhook was refused with %d (%s): %s", error.status, error.reason, error)
     headers = {"Connection": "close"} if error.status in {408, 413} else {}
     return JSONResponse({"detail": str(error)}, status_code=error.status, headers=headers)
+
+
+async def _answer_as_airflow_does(_: Request, error: Exception) -> Response:
+    """Answer what no route takes."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette calls it for no other
+    return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)

@@ -51,9 +51,8 @@ def _none_for_blank(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
 
 
-Text: TypeAlias = Annotated[str, AfterValidator(_clean)]
 # The vendor's are UUIDs, and links of up to 500 characters.
-Id: TypeAlias = Annotated[Text, StringConstraints(max_length=1000)]
+Id: TypeAlias = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_clean)]
 
 
 class Ring(BaseModel):
@@ -64,11 +63,11 @@ class Ring(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
 
-    entity_id: Annotated[Id, StringConstraints(min_length=1, strip_whitespace=False, pattern=r"\S")]
+    entity_id: Annotated[Id, StringConstraints(pattern=r"\S")]
     statement_id: Annotated[Id, BeforeValidator(_blank_for_none)]
     link_id: Annotated[Id | None, BeforeValidator(_none_for_blank)]
-    progress: Annotated[Text, StringConstraints(min_length=1, max_length=100)]
-    reason: Annotated[Text, BeforeValidator(_blank_for_none)] = ""
+    progress: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_clean)]
+    reason: Annotated[str, BeforeValidator(_blank_for_none), AfterValidator(_clean)] = ""
 
     @property
     def key(self) -> str:
@@ -220,21 +219,23 @@ def completions(session: Session, asset_id: int, rings: Iterable[Ring]) -> set[C
 
 
 def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, Ring]]]:
-    """Give the rings of all connections from a moment on, as ``(id, conn_id, ring)``; and where to go on from."""
+    """Give the rings of all connections from a moment on, as ``(id, conn_id, ring)``; and where to go on from.
+
+    The newest come first; of too many the oldest are left out, and their waits look when it is their time.
+    """
     now = datetime.now(UTC)
     query = (
-        select(AssetEvent.id, AssetEvent.timestamp, AssetEvent.extra, AssetModel.uri)
+        select(AssetEvent.id, AssetEvent.extra, AssetModel.uri)
         .join(AssetModel, AssetModel.id == AssetEvent.asset_id)
         .where(AssetModel.uri.startswith(address.ASSET_PREFIX), AssetEvent.timestamp >= (since or now - _RECENT))
-        .order_by(AssetEvent.timestamp, AssetEvent.id)
+        .order_by(AssetEvent.timestamp.desc(), AssetEvent.id.desc())
         .limit(_MOST_TOLD)
     )
     with create_session(scoped=False) as session:
         rows = session.execute(query).all()
-    rings = [
+    return now, [
         (row.id, address.conn_id_of(row.uri), Ring.model_construct(**row.extra)) for row in rows if _is_ours(row.extra)
     ]
-    return (rows[-1].timestamp if len(rows) == _MOST_TOLD else now), rings
 
 
 def is_known_connection(conn_id: str) -> bool:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from doorbells import DAGS, LONELY, TOKEN, Caller, Database, airflow_uses, api_server
+from homes import Home
+
+from airflow_provider_bankconnect.receiver import address
+
+# Airflow's own commands, in one process: it takes seconds to get going.
+PREPARE = """
+from airflow.cli.cli_parser import get_parser
+
+for command in (["db", "migrate"], ["dags", "reserialize"]):
+    arguments = get_parser().parse_args(command)
+    arguments.func(arguments)
+"""
+
+
+def migrate(folder, **settings):
+    """Make Airflow's database, and have the DAGs parsed into it."""
+    home = Home(folder, AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False", **settings)
+    home.add("doorbells", DAGS)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PREPARE],
+        env=home.environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return home
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory):
+    """A SQLite that Airflow could run on, once for all tests."""
+    return migrate(tmp_path_factory.mktemp("doorbell")).database
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(tmp_path_factory):
+    """A PostgreSQL that Airflow could run on, once for all tests."""
+    live = pytest.importorskip("live", reason="the scripts are not here")
+    for driver in ("psycopg2", "asyncpg"):
+        pytest.importorskip(driver)
+    try:
+        server = live.Postgres()
+    except live.LiveError as error:
+        pytest.skip(str(error))
+    with server:
+        migrate(tmp_path_factory.mktemp("doorbell"), AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=server.url)
+        yield server.url
+
+
+@pytest.fixture
+def sqlite(migrated_sqlite, tmp_path):
+    """A SQLite of its own for each test, which this process's Airflow uses."""
+    shutil.copy(migrated_sqlite, tmp_path / "airflow.db")
+    database = Database(f"sqlite:///{tmp_path / 'airflow.db'}")
+    with airflow_uses(database.url):
+        yield database
+
+
+@pytest.fixture
+def postgres(migrated_postgres, tmp_path):
+    """A PostgreSQL database of its own for each test, likewise."""
+    server, _, template = migrated_postgres.rpartition("/")
+    name = "".join(letter for letter in tmp_path.name.lower() if letter.isalnum())
+    postgres = Database(f"{server}/template1")
+    with postgres._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"create database {name} template {template}")
+        database = Database(f"{server}/{name}")
+        with airflow_uses(database.url):
+            yield database
+        connection.exec_driver_sql(f"drop database {name} with (force)")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request):
+    """Each of both."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def configure(monkeypatch):
+    """Set settings of ``[bankconnect]``; None takes one away."""
+
+    def set_settings(**settings):
+        for name, value in settings.items():
+            variable = f"AIRFLOW__BANKCONNECT__{name.upper()}"
+            monkeypatch.delenv(variable, raising=False)
+            if value is not None:
+                monkeypatch.setenv(variable, value)
+        address.tokens.cache_clear()
+
+    set_settings(webhook_token=None, webhook_token_previous=None, public_url=None)
+    yield set_settings
+    monkeypatch.undo()
+    address.tokens.cache_clear()
+
+
+@pytest.fixture
+def doorbell(configure, monkeypatch):
+    """A doorbell that is on; without a database it can still refuse."""
+    configure(webhook_token=TOKEN)
+    monkeypatch.setenv(f"AIRFLOW_CONN_{LONELY.upper()}", "bankconnect://")
+    return Caller(api_server())
