@@ -129,10 +129,17 @@ def conn_id_of(uri: str) -> str:
 
 
 def partition_key(link_id: str | None, entity_id: str | None) -> str:
-    """Say whose ring it is: the link's, or without one the entity's. Ids are read from events, never from this."""
+    """Say whose ring it is: the link's, or without one the entity's. Ids are read from events, never from this.
+
+    What is too long for a key is hashed, and what no line of a log should have in it: Airflow writes keys as they are.
+    """
     kind, name = ("link", link_id) if (link_id or "").strip() else ("entity", entity_id)
     key = f"{kind}:{name}"
-    return key if len(key) <= LONGEST_KEY else f"{kind}:sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    return (
+        key
+        if len(key) <= LONGEST_KEY and key.isprintable()
+        else f"{kind}:sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    )
 
 
 def knock(token: str) -> str:

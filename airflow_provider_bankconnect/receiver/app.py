@@ -147,7 +147,7 @@ async def _write(request: Request, sent: list[Ring], *, again: bool = False) -> 
 
 async def _refuse_nobody(conn_id: str) -> None:
     if await asyncio.to_thread(rings.is_known_connection, conn_id):
-        raise _RefusedError(503, "no_dag", "No DAG knows this connection's asset yet")
+        raise _RefusedError(503, "no_dag", f"No DAG knows the asset of the connection {conn_id!r} yet")
     _log.warning("There is no connection %r, and no DAG listens to its asset", conn_id)
     raise _not_found("connection")
 

@@ -15,7 +15,7 @@ import tenacity
 from airflow.assets.manager import asset_manager
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.utils.session import create_session
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
@@ -214,8 +214,8 @@ def completions(session: Session, asset_id: int, rings: Iterable[Ring]) -> set[C
     if not keys:
         return set()
     query = select(AssetEvent.extra).where(AssetEvent.asset_id == asset_id, AssetEvent.partition_key.in_(keys))
-    events = (Ring.model_construct(**extra) for extra in session.scalars(query) if _is_ours(extra))
-    return {event.completion for event in events if event.completion}
+    events = map(_read_back, session.scalars(query))
+    return {event.completion for event in events if event and event.completion}
 
 
 def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, Ring]]]:
@@ -233,9 +233,8 @@ def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, Ring]
     )
     with create_session(scoped=False) as session:
         rows = session.execute(query).all()
-    return now, [
-        (row.id, address.conn_id_of(row.uri), Ring.model_construct(**row.extra)) for row in rows if _is_ours(row.extra)
-    ]
+    told = [(row.id, address.conn_id_of(row.uri), _read_back(row.extra)) for row in rows]
+    return now, [(number, conn_id, ring) for number, conn_id, ring in told if ring]
 
 
 def is_known_connection(conn_id: str) -> bool:
@@ -267,6 +266,9 @@ def _lock(session: Session, asset_id: int) -> None:
         session.execute(select(AssetModel.id).where(AssetModel.id == asset_id).with_for_update(key_share=True))
 
 
-def _is_ours(extra: object) -> bool:
-    """Say whether an event is a ring, and not somebody's who emitted one by hand."""
-    return isinstance(extra, dict) and all(name in extra for name in Ring.model_fields)
+def _read_back(extra: object) -> Ring | None:
+    """Give the ring that an event is, and None for one that somebody emitted by hand."""
+    try:
+        return Ring.model_validate(extra)
+    except ValidationError:
+        return None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from doorbells import DAGS, LONELY, TOKEN, Caller, Database, airflow_uses, api_server
@@ -43,8 +44,8 @@ def migrated_sqlite(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def migrated_postgres(tmp_path_factory):
-    """A PostgreSQL that Airflow could run on, once for all tests."""
+def postgres_server():
+    """A PostgreSQL of our own, where its programs are."""
     live = pytest.importorskip("live", reason="the scripts are not here")
     for driver in ("psycopg2", "asyncpg"):
         pytest.importorskip(driver)
@@ -53,8 +54,14 @@ def migrated_postgres(tmp_path_factory):
     except live.LiveError as error:
         pytest.skip(str(error))
     with server:
-        migrate(tmp_path_factory.mktemp("doorbell"), AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=server.url)
-        yield server.url
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server, tmp_path_factory):
+    """A database in it that Airflow could run on, once for all tests."""
+    migrate(tmp_path_factory.mktemp("doorbell"), AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgres_server.url)
+    return postgres_server.url
 
 
 @pytest.fixture
@@ -71,13 +78,20 @@ def postgres(migrated_postgres, tmp_path):
     """A PostgreSQL database of its own for each test, likewise."""
     server, _, template = migrated_postgres.rpartition("/")
     name = "".join(letter for letter in tmp_path.name.lower() if letter.isalnum())
-    postgres = Database(f"{server}/template1")
-    with postgres._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql(f"create database {name} template {template}")
-        database = Database(f"{server}/{name}")
-        with airflow_uses(database.url):
-            yield database
-        connection.exec_driver_sql(f"drop database {name} with (force)")
+    with administer(server) as run:
+        run(f"create database {name} template {template}")
+    database = Database(f"{server}/{name}")
+    with airflow_uses(database.url):
+        yield database
+    with administer(server) as run:
+        run(f"drop database {name} with (force)")
+
+
+@contextmanager
+def administer(server):
+    """Run what PostgreSQL wants to have no transaction around."""
+    with Database(f"{server}/template1")._engine.connect() as connection:
+        yield connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

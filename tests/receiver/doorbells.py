@@ -35,7 +35,7 @@ from airflow.sdk import DAG, PartitionedAssetTimetable
 
 from airflow_provider_bankconnect.receiver.address import webhook_asset
 
-for dag_id, conn_id in (("first", {CONN_ID!r}), ("odd", {ODD!r})):
+for dag_id, conn_id in (("first", {CONN_ID!r}), ("odd", {ODD!r}), ("odd_too", {ODD!r})):
     with DAG(dag_id=dag_id, schedule=PartitionedAssetTimetable(assets=webhook_asset(conn_id))):
         EmptyOperator(task_id="work")
 """

@@ -380,7 +380,7 @@ async def test_a_webhook_of_the_other_product_is_ignored(doorbell, sqlite, caplo
         ({"progress": "Completed"}, {"progress": "Completed"}, "link:loan-1"),
         ({"progress": "who knows"}, {"progress": "who knows"}, "link:loan-1"),
         ({"link_id": "ऋण/४७ \U0001f514%"}, {"link_id": "ऋण/४७ \U0001f514%"}, "link:ऋण/४७ \U0001f514%"),
-        ({"link_id": " a\n\u2028b "}, {"link_id": " a\n\u2028b "}, "link: a\n\u2028b "),
+        ({"link_id": " a b "}, {"link_id": " a b "}, "link: a b "),
         ({"link_id": "None"}, {"link_id": "None"}, "link:None"),
         ({"link_id": "x" * 245}, {"link_id": "x" * 245}, "link:" + "x" * 245),
         ({"reason": "x" * 20_000}, {"reason": "x" * 20_000}, "link:loan-1"),
@@ -394,8 +394,8 @@ async def test_what_the_vendor_may_well_send_is_kept_as_it_is(doorbell, database
     assert database.runs == [("first", key)]
 
 
-@pytest.mark.parametrize("link_id", ["x" * 246, "x" * 500, "\U0001f514" * 500, "x" * 1000])
-async def test_a_link_that_is_too_long_for_a_key_is_hashed_in_it_and_whole_in_the_event(doorbell, database, link_id):
+@pytest.mark.parametrize("link_id", ["x" * 246, "x" * 500, "\U0001f514" * 500, "x" * 1000, "a\nb", "\x1b[31ma"])
+async def test_a_link_that_is_no_good_key_is_hashed_in_it_and_whole_in_the_event(doorbell, database, link_id):
     assert (await doorbell.post(statement(link_id=link_id))).status == 200
     assert (await doorbell.post(statement(link_id=link_id[:-1] + "y"))).status == 200
     (_, key, extra), (_, other, _) = database.events

@@ -1,0 +1,28 @@
+"""A second API server's doorbell: a process that rings at its own, on the word, and prints what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+
+from doorbells import Caller, api_server, statement
+
+
+async def main() -> None:
+    """Ring for so many statements, each twice, all at once."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    caller, count = Caller(api_server()), int(sys.argv[1])
+    await caller.post(statement(), token="wrong")
+    print("ready", file=answers)
+    sys.stdin.readline()
+    posts = [caller.post(statement(statement_id=str(number % count))) for number in range(2 * count)]
+    outcomes = Counter(json.dumps(answer.json()) for answer in await asyncio.gather(*posts))
+    print(json.dumps(outcomes), file=answers)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
