@@ -33,9 +33,9 @@ class Doorbell:
 
             self._app = make_app()
         inner = dict(scope)
-        if scope["type"] == "http":
-            path = f"{PREFIX}/***"
-            scope.update(path=path, raw_path=path.encode(), query_string=b"")
+        # Of a request, or of a WebSocket, which is refused: the server tells of that too.
+        path = f"{PREFIX}/***"
+        scope.update(path=path, raw_path=path.encode(), query_string=b"")
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start" and message["status"] == 200 and scope["method"] == "GET":  # noqa: PLR2004
