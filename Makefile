@@ -48,7 +48,7 @@ test: lint types  ## Style, types and every test
 	$(PY) -m pytest
 
 doorbell: $(READY)  ## The doorbell on a busy day: a whole Airflow on PostgreSQL, fifty customers at once, ten kills: ten minutes
-	BANKCONNECT_DOORBELL=full $(PY) -m pytest tests/system/test_doorbell.py
+	BANKCONNECT_DOORBELL=full $(PY) -m pytest -m "" tests/system/test_doorbell.py tests/system/test_standalone.py
 
 chaos: $(READY)  ## Waits in a whole Airflow whose processes are killed one after another: a quarter of an hour
 	@$(PY) -W ignore scripts/chaos.py

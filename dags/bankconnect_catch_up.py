@@ -17,6 +17,7 @@ from airflow_provider_bankconnect.operators.bankconnect import BankConnectCatchU
 with DAG(
     dag_id="bankconnect_catch_up",
     description="Ring for the statements that BankConnect has completed and no webhook has announced.",
+    doc_md=__doc__,
     schedule=timedelta(minutes=10),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,

@@ -22,6 +22,7 @@ CONN_ID = "bankconnect_default"
 with DAG(
     dag_id="bankconnect_on_webhook",
     description="Work on a customer's statements as soon as BankConnect has processed them.",
+    doc_md=__doc__,
     schedule=PartitionedAssetTimetable(assets=webhook_asset(CONN_ID)),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     # A gate that stays shut is a run that goes on, though it holds no worker: leave room for the next customer.

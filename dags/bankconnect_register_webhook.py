@@ -14,6 +14,7 @@ from airflow_provider_bankconnect.operators.bankconnect import BankConnectUpdate
 with DAG(
     dag_id="bankconnect_register_webhook",
     description="Register the endpoint that BankConnect sends its webhooks to",
+    doc_md=__doc__,
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,

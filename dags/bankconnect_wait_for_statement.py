@@ -20,6 +20,7 @@ from airflow_provider_bankconnect.sensors.bankconnect import BankConnectWebhookP
 with DAG(
     dag_id="bankconnect_wait_for_statement",
     description="Wait for a customer's bank statement, then check and summarise the transactions",
+    doc_md=__doc__,
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,

@@ -229,6 +229,7 @@ def test_an_open_wait_ends_with_the_ring_and_not_with_its_next_poll(world):
     assert time.monotonic() - started < 300
 
 
+@pytest.mark.long
 def test_three_statements_of_one_customer_are_three_runs_and_the_work_is_done_for_each_set_once(world):
     for number in range(3):
         statement = f"s-{number}"
@@ -251,6 +252,7 @@ def test_three_statements_of_one_customer_are_three_runs_and_the_work_is_done_fo
     )
 
 
+@pytest.mark.long
 def test_what_rang_while_a_dag_was_paused_can_be_rung_for_again(world):
     live = world.live
     live.unpause(LISTENER, paused=True)
@@ -266,6 +268,7 @@ def test_what_rang_while_a_dag_was_paused_can_be_rung_for_again(world):
     live.wait_until("they have runs", lambda: world.tasks(LISTENER, "nothing", "paused-").keys() == links, PATIENCE)
 
 
+@pytest.mark.long
 def test_what_rang_while_the_receiver_was_down_is_caught_up(world):
     live = world.live
     live.stop("api-server")

@@ -178,6 +178,7 @@ def test_no_key_and_no_token_is_in_what_it_said_or_left(shown):
     assert find_leaks(shown, secrets) == set()
 
 
+@pytest.mark.long
 def test_it_can_be_ended_while_it_sets_up(tmp_path):
     with standalone(tmp_path) as job:
         job.until_said("makes its database")
@@ -187,6 +188,7 @@ def test_it_can_be_ended_while_it_sets_up(tmp_path):
     assert "Traceback" not in job.output
 
 
+@pytest.mark.long
 def test_a_part_that_dies_ends_it_and_has_the_last_word(tmp_path):
     with standalone(tmp_path) as job:
         job.until_said("starts: API server")
