@@ -16,8 +16,6 @@ from urllib.parse import quote, unquote
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowOptionalProviderFeatureException, conf, mask_secret
 
-from airflow_provider_bankconnect.api import check_id
-
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Asset
 
@@ -93,7 +91,7 @@ def webhook_url(conn_id: str = "bankconnect_default") -> str:
     :raises ValueError: a setting is missing, or cannot be meant; names it.
     """
     require_airflow()
-    check_id("conn_id", conn_id)
+    name = _encode(conn_id)
     if not tokens():
         raise ValueError(
             f"The doorbell is off: set [{SECTION}] webhook_token on every part of Airflow. Make one with: {_NEW_TOKEN}"
@@ -104,7 +102,7 @@ def webhook_url(conn_id: str = "bankconnect_default") -> str:
             f"BankConnect calls https:// addresses only: set [{SECTION}] public_url (or [api] base_url) to the one "
             f"under which it reaches Airflow's API server, not {base!r}"
         )
-    return f"{base.rstrip('/')}{PREFIX}/webhook/{quote(conn_id, safe='')}/{tokens()[0]}"
+    return f"{base.rstrip('/')}{PREFIX}/webhook/{name}/{tokens()[0]}"
 
 
 def webhook_asset(conn_id: str = "bankconnect_default") -> Asset:
@@ -120,7 +118,7 @@ def webhook_asset(conn_id: str = "bankconnect_default") -> Asset:
 
 def asset_uri(conn_id: str) -> str:
     """Spell the asset of a connection."""
-    return ASSET_PREFIX + quote(check_id("conn_id", conn_id), safe="")
+    return ASSET_PREFIX + _encode(conn_id)
 
 
 def conn_id_of(uri: str) -> str:
@@ -171,3 +169,9 @@ def api_server_context() -> ssl.SSLContext:
     if certificate:
         context.load_verify_locations(certificate)
     return context
+
+
+def _encode(conn_id: str) -> str:
+    from airflow_provider_bankconnect.api import check_id  # noqa: PLC0415 - pydantic; every Airflow process is here
+
+    return quote(check_id("conn_id", conn_id), safe="")

@@ -1,0 +1,141 @@
+"""What Airflow sees of the doorbell: a plugin that is cheap to import, its settings, its metadata; on every Airflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from doorbells import NEEDS, PREVIOUS, TOKEN
+
+from airflow_provider_bankconnect.get_provider_info import get_provider_info
+from airflow_provider_bankconnect.receiver import address
+
+WITHOUT_SECRETS = ("--show-values", "--hide-sensitive")
+OWN = "airflow_provider_bankconnect.receiver"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run Python in an Airflow home of its own, with the doorbell's settings."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))}
+    environment |= {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN,
+        "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN_PREVIOUS": PREVIOUS,
+        "AIRFLOW__BANKCONNECT__PUBLIC_URL": "https://bell.example.com",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
+
+    def run_python(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", *arguments],
+            env=environment,
+            cwd=home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    return run_python
+
+
+def loaded_by(run, imports):
+    """Modules that an import adds to those that Airflow has loaded by itself."""
+    code = (
+        "import sys, json, airflow.providers.common.compat.sdk as sdk; sdk.AirflowPlugin, sdk.conf, sdk.mask_secret;"
+        "sdk.AirflowOptionalProviderFeatureException; before = set(sys.modules);"
+        f"{imports}; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    return json.loads(run("-c", code).splitlines()[-1])
+
+
+def test_the_plugin_brings_no_web_framework_and_no_database_into_every_process_of_airflow(run):
+    loaded = loaded_by(run, f"import {OWN}.plugin")
+    assert f"{OWN}.plugin" in loaded
+    assert f"{OWN}.app" not in loaded
+    assert f"{OWN}.rings" not in loaded
+    heavy = {"starlette", "fastapi", "sqlalchemy", "requests", "aiohttp", "pydantic", "tenacity", "uvicorn"}
+    assert not heavy & {name.partition(".")[0] for name in loaded}
+
+
+@pytest.mark.parametrize("module", ["triggers.bankconnect", "sensors.bankconnect", "operators.bankconnect"])
+def test_waits_and_operators_do_not_load_the_receiver(run, module):
+    loaded = loaded_by(run, f"import airflow_provider_bankconnect.{module}")
+    assert f"{OWN}.address" in loaded
+    assert not {f"{OWN}.app", f"{OWN}.rings", f"{OWN}.plugin"} & set(loaded)
+    assert not {"starlette", "fastapi"} & {name.partition(".")[0] for name in loaded}
+
+
+@pytest.mark.parametrize("version", ["2.11.2", "3.1.8", "3.2.0"])
+def test_below_airflow_3_2_nothing_is_mounted(run, version):
+    code = (
+        f"import airflow; airflow.__version__ = {version!r};"
+        f"from {OWN}.plugin import BankConnectPlugin as plugin; print(len(plugin.fastapi_apps))"
+    )
+    assert run("-c", code).splitlines()[-1] == str(int(version == "3.2.0"))
+
+
+@NEEDS
+def test_the_api_server_mounts_it_below_its_own_prefix(run):
+    code = (
+        "from airflow import plugins_manager as manager; found = manager.get_fastapi_plugins()[0];"
+        "print([(app['url_prefix'], app['name']) for app in found if app['name'] == 'BankConnect doorbell'])"
+    )
+    assert run("-c", code).splitlines()[-1] == "[('/bankconnect', 'BankConnect doorbell')]"
+
+
+def test_airflow_lists_the_plugin(run):
+    listed = run("-m", "airflow", "plugins", "--output", "json")
+    # What Airflow logs comes before it, and has brackets too.
+    found = json.loads(listed[listed.index("[\n") if "[\n" in listed else listed.index("[{") :])
+    (ours,) = [plugin for plugin in found if plugin["name"] == "bankconnect"]
+    assert "airflow-provider-bankconnect" in str(ours["source"])
+
+
+def test_airflow_shows_the_settings(run):
+    shown = run("-m", "airflow", "config", "list", "--section", "bankconnect", "--include-descriptions")
+    for name in ("webhook_token", "webhook_token_previous", "public_url"):
+        assert f"{name} = " in shown
+    assert "What BankConnect has to know to ring" in shown
+
+
+@NEEDS
+def test_airflow_hides_the_tokens(run):
+    shown = run("-m", "airflow", "config", "list", "--section", "bankconnect", *WITHOUT_SECRETS)
+    assert "public_url = https://bell.example.com" in shown
+    assert "webhook_token = " in shown
+    assert TOKEN not in shown
+    assert PREVIOUS not in shown
+
+
+def test_every_setting_is_declared_and_has_a_fallback(configure):
+    section = get_provider_info()["config"][address.SECTION]
+    assert set(section["options"]) == {"webhook_token", "webhook_token_previous", "public_url"}
+    for name, option in section["options"].items():
+        assert option["version_added"] == get_provider_info()["versions"][0]
+        assert option["description"]
+        assert option["default"] is None
+        assert option.get("sensitive", False) == ("token" in name)
+    # None is set here.
+    configure()
+    assert address.tokens() == ()
+
+
+def test_the_scheme_of_the_asset_is_registered(run):
+    (schemes,) = [entry["schemes"] for entry in get_provider_info()["asset-uris"]]
+    assert [f"{scheme}://webhook/" for scheme in schemes] == [address.ASSET_PREFIX]
+    code = (
+        "from airflow.providers_manager import ProvidersManager as manager;"
+        "print('bankconnect' in manager().asset_uri_handlers)"
+        if address.airflow_version.startswith("3")
+        else "print(True)"
+    )
+    assert run("-c", code).splitlines()[-1] == "True"
