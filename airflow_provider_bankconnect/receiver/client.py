@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import requests
 from airflow.providers.common.compat.sdk import AirflowException
+from pydantic import TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
 
 from airflow_provider_bankconnect.receiver import address
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MOST_RINGS: Final = 500
+_COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason")
 
 
@@ -54,8 +56,8 @@ def tell_receiver(
             sent = [{name: row.get(name) for name in _FIELDS} for row in rings[first : first + MOST_RINGS]]
             try:
                 answer = session.post(url, json={"how": how, "rings": sent}, timeout=timeout, allow_redirects=False)
-                told = answer.json() if answer.status_code == requests.codes.ok else {}
-            except requests.RequestException as error:
+                told = _COUNTS.validate_json(answer.content) if answer.status_code == requests.codes.ok else {}
+            except (requests.RequestException, ValidationError) as error:
                 raise DoorbellError(
                     f"No answer from BankConnect's doorbell at {address.api_server_url()} ({type(error).__name__}): is "
                     "[core] execution_api_server_url (or [api] base_url) right, and does the API server run?"
@@ -71,6 +73,8 @@ def _advice(answer: requests.Response) -> str:
     match answer.status_code:
         case 404:
             return "is [bankconnect] webhook_token the same here and there, and does the connection exist?"
+        case 405:
+            return "is airflow-provider-bankconnect installed where the API server runs?"
         case 503:
             return "no DAG listens to the connection's webhook_asset yet, or the database is busy; see its log"
     return "see the API server's log"

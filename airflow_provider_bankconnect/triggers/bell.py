@@ -94,6 +94,8 @@ class Bell:
         except (ValueError, OSError) as error:
             _log.warning("The waits go on without the doorbell: %s", error)
             return
+        # After hours without a wait, what has rung since the last one is no news to the next.
+        self._since = None
         for customer in self._waits:
             self._name(customer)
         failures = 0
