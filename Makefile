@@ -53,6 +53,9 @@ doorbell: $(READY)  ## The doorbell on a busy day: a whole Airflow on PostgreSQL
 chaos: $(READY)  ## Waits in a whole Airflow whose processes are killed one after another: a quarter of an hour
 	@$(PY) -W ignore scripts/chaos.py
 
+prove: $(READY)  ## The same verdicts whatever happens: 10,000 schedules of faults, minutes; SEED=123 plays one again
+	@$(PY) -W ignore tests/prove $(if $(SEED),--seed $(SEED))
+
 demo: $(READY)  ## BankConnect played here, and a real Airflow that registers, waits and works
 	@$(PY) -W ignore scripts/demo.py
 

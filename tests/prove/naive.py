@@ -1,0 +1,135 @@
+"""A second reading of DESIGN.md, "The gate", rule by rule: slow, plain, and of the vendor's JSON as it stands.
+
+It shares nothing with the package. What it gives is a ``Reading``: the state, and which rows may be the result, each
+as what people get. Where the design leaves a choice (entities that are equally new) there are several results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+SKEW = timedelta(minutes=5)
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """``pending``, ``passed``, ``failed``; or ``timezone``: a row lies in the future, which is an error."""
+
+    state: str
+    results: tuple[frozenset[tuple[Any, ...]], ...] = ()
+
+    def ends(self, on_failed: str) -> bool:
+        """Say whether there is nothing left to wait for: ``wait`` makes no verdict of a failed one."""
+        return self.state in {"passed", "timezone"} or (self.state == "failed" and on_failed != "wait")
+
+    def gives(self, rows: Rows) -> bool:
+        """Say whether these rows are a result: the right ones, each once, the newest first."""
+        told = [tuple(row[name] for name in FIELDS) for row in rows]
+        times = [row["date_time"] or "" for row in rows]
+        return frozenset(told) in self.results and len(set(told)) == len(told) and times == sorted(times, reverse=True)
+
+
+FIELDS = ("statement_id", "entity_id", "link_id", "progress", "reason", "date_time")
+
+
+def when(row: dict[str, Any], zone: str) -> datetime:
+    """Read the vendor's time, which is in some zone."""
+    return datetime.fromisoformat(row["date_time"]).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+
+
+def word(row: dict[str, Any]) -> str:
+    """Rule 2: in any letter case. Rule 3: a blank ``statement_id`` is a failed attempt."""
+    return row["progress"].lower() if row["statement_id"] else "failed"
+
+
+def read_history(gate: dict[str, Any], payloads: Rows, zone: str, now: datetime) -> Reading:  # noqa: C901, PLR0912 - rule by rule
+    """Read a link's payload history. ``gate`` has the sensor's arguments; ``since`` aware, the grace in seconds."""
+    # Rule 1.
+    seen = []
+    for row in payloads:
+        if row["link_id"] != gate["link_id"]:
+            continue
+        if "entity_id" in gate and row["entity_id"] != gate["entity_id"]:
+            continue
+        # Rule 3: blank is in no list of statements.
+        if "statement_id" in gate and row["statement_id"] not in gate["statement_id"]:
+            continue
+        if "since" in gate and when(row, zone) < gate["since"].replace(microsecond=0):
+            continue
+        seen.append(row)
+    # Rule 7.
+    if any(when(row, zone) > now + SKEW for row in seen):
+        return Reading("timezone")
+
+    # Rule 2.
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in seen:
+        if row["statement_id"]:
+            name = (row["entity_id"], row["statement_id"])
+            if name not in newest or _rank(row, zone) > _rank(newest[name], zone):
+                newest[name] = row
+
+    # Rules 4 and 5.
+    passes = []
+    for entity in {entity for entity, _ in newest}:
+        own = [row for (of, _), row in newest.items() if of == entity]
+        completed = [row for row in own if word(row) == "completed"]
+        going = [row for row in own if word(row) not in ("completed", "failed")]
+        if "statement_id" in gate:
+            enough = {row["statement_id"] for row in completed} == set(gate["statement_id"])
+        else:
+            enough = len(completed) >= gate["expected_statements"]
+        if enough and not going:
+            passes.append((max(when(row, zone) for row in completed), completed))
+    if passes:
+        last = max(at for at, _ in passes)
+        return Reading("passed", tuple(_told(completed, zone) for at, completed in passes if at == last))
+
+    # Rule 6.
+    going = [row for row in newest.values() if word(row) not in ("completed", "failed")]
+    if seen and not going:
+        last_row = max(seen, key=lambda row: _rank(row, zone))
+        age = now - when(last_row, zone)
+        if word(last_row) == "failed" and age >= timedelta(seconds=gate["failure_grace"]):
+            attempts = [row for row in seen if not row["statement_id"]]
+            return Reading("failed", (_told([*newest.values(), *attempts], zone),))
+    return Reading("pending")
+
+
+def read_progress(gate: dict[str, Any], items: Rows) -> Reading:
+    """Read the ``progress`` of one analysis."""
+    seen = [item for item in items if "statement_id" not in gate or item["statement_id"] in gate["statement_id"]]
+    expected = len(set(gate["statement_id"])) if "statement_id" in gate else gate["expected_statements"]
+    words = [(item["status"] or "").lower() for item in seen]
+    if not seen or any(word not in ("completed", "failed") for word in words):
+        return Reading("pending")
+    if len({item["statement_id"] for item in seen}) < expected:
+        return Reading("pending")
+    rows = frozenset(
+        (item["statement_id"], gate["entity_id"], None, item["status"].lower(), item["message"] or "", None)
+        for item in seen
+    )
+    return Reading("failed" if "failed" in words else "passed", (rows,))
+
+
+def _rank(row: dict[str, Any], zone: str) -> tuple[datetime, int]:
+    """Newer is more; at the same second completed before failed before anything else."""
+    return when(row, zone), {"completed": 2, "failed": 1}.get(word(row), 0)
+
+
+def _told(rows: Rows, zone: str) -> frozenset[tuple[Any, ...]]:
+    return frozenset(
+        (
+            row["statement_id"],
+            row["entity_id"],
+            row["link_id"],
+            word(row),
+            row["reason"] or "",
+            when(row, zone).isoformat(),
+        )
+        for row in rows
+    )

@@ -1,0 +1,145 @@
+"""Twelve ways to get it wrong, each a small change of the package's own code that the theorem has to notice.
+
+A change names the function and the words that it replaces: where either is no longer there, it says so and fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import simulation
+
+from airflow_provider_bankconnect.api import WebhookPayload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Change:
+    """In a function, other words for these. ``more`` are names that the new words use."""
+
+    where: str
+    old: str
+    new: str
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def _claimed(now: Any) -> list[WebhookPayload]:
+    """What the webhooks have said so far, as if it were the ledger's."""
+    rung = simulation.current.trace.rung
+    return [WebhookPayload(**bell.body, date_time=now) for _, bell in rung if bell.how != "dropped"]
+
+
+MUTANTS: dict[str, tuple[Change, ...]] = {
+    "believes a webhook's body": (
+        Change(
+            "gate:judge_history", "for row in rows if", "for row in [*rows, *_claimed(now)] if", {"_claimed": _claimed}
+        ),
+    ),
+    "ignores since": (Change("gate:why_out_of_sight", "expectation.since is not None and", "False and"),),
+    "counts attempts": (
+        Change("gate:newest_of_each_statement", "if row.statement_id and", "if"),
+        Change("gate:_completed_if_passed", "len(completed) >=", "completed and len(entity) >="),
+    ),
+    "adds up two entities": (Change("gate:judge_history", "by_entity[row.entity_id]", 'by_entity[""]'),),
+    "lets one old failure close the gate": (
+        Change(
+            "gate:judge_history",
+            "newest = shown[0]",
+            'newest = next((row for row in reversed(shown) if _is(row, "failed")), shown[0])',
+        ),
+    ),
+    "takes an empty snapshot for done": (
+        Change("gate:judge_progress", 'Verdict("pending", (), "no statement', 'Verdict("passed", (), "no statement'),
+    ),
+    "relative deadline": (
+        Change(
+            "triggers.bankconnect:_BankConnectTrigger.run",
+            "event = await self._wait()",
+            "self.deadline = datetime.now(UTC) + (self.deadline - self.started); event = await self._wait()",
+        ),
+    ),
+    "forgets Retry-After": (
+        Change("api:check_status", "retry_after_seconds(answer.retry_after, answer.received_at)", "None"),
+    ),
+    "takes the rows' order for time": (
+        Change(
+            "api:get_webhook_payloads",
+            "sorted(history.payloads, key=lambda row: row.date_time, reverse=True)",
+            "history.payloads",
+        ),
+        Change("gate:judge_history", "seen = {row for row in rows if", "seen = dict.fromkeys(row for row in rows if"),
+        Change("gate:judge_history", "is None}", "is None)"),
+        Change("gate:newest_of_each_statement", "or _newness(row) > _newness(newest[key])", "or False"),
+    ),
+    "opens on 404": (
+        Change(
+            "triggers.bankconnect:_BankConnectTrigger._judge", 'return Verdict("pending"', 'return Verdict("passed"'
+        ),
+    ),
+    "drops the last look": (
+        Change(
+            "triggers.bankconnect:_BankConnectTrigger._wait",
+            "if state.not_before <= datetime.now(UTC) and",
+            "if False and",
+        ),
+    ),
+    "polls on after success": (
+        Change(
+            "triggers.bankconnect:_BankConnectTrigger.run",
+            "yield TriggerEvent(dict(event))",
+            "yield TriggerEvent(dict(event)); await self._wait()",
+        ),
+    ),
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Have the package be wrong in one of these ways.
+
+    :raises LookupError: what is to be changed is not there: the mutant has to follow the code.
+    """
+    sources: dict[str, str] = {}
+    names: list[tuple[Any, str]] = []
+    for change in MUTANTS[name]:
+        module, owner, attribute = _find(change.where)
+        source = sources.get(change.where) or textwrap.dedent(inspect.getsource(getattr(owner, attribute)))
+        if source.count(change.old) != 1:
+            raise LookupError(f"{name}: {change.where} has {change.old!r} {source.count(change.old)} times, not once")
+        sources[change.where] = source.replace(change.old, change.new)
+        for more, value in change.more.items():
+            setattr(module, more, value)
+            names.append((module, more))
+    before = []
+    for where, source in sources.items():
+        module, owner, attribute = _find(where)
+        made: dict[str, Any] = {}
+        exec(f"from __future__ import annotations\n{source}", vars(module), made)  # noqa: S102 - that is what a mutant is
+        before.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, made[attribute])
+    try:
+        yield
+    finally:
+        for owner, attribute, function in before:
+            setattr(owner, attribute, function)
+        for module, more in names:
+            delattr(module, more)
+
+
+def _find(where: str) -> tuple[Any, Any, str]:
+    """Find the module, what has the function, and the function's name."""
+    path, _, name = where.partition(":")
+    module = owner = importlib.import_module(f"airflow_provider_bankconnect.{path}")
+    *classes, attribute = name.split(".")
+    for kind in classes:
+        owner = getattr(owner, kind, None)
+    if not hasattr(owner, attribute):
+        raise LookupError(f"there is no {where} any more")
+    return module, owner, attribute

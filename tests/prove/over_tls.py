@@ -1,0 +1,97 @@
+"""The same schedule with nothing replaced but time: real sockets, real TLS, the sandbox as it is shipped.
+
+It has to come to the same, look by look: then the wire that the other schedules are played on is no other.
+"""
+
+from __future__ import annotations
+
+import selectors
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from simulated_time import NextThing, simulated_time
+from simulation import Simulation, Told, Trace, connected, play, schedule_clock
+from theorem import BrokenError
+
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
+from airflow_provider_bankconnect.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from schedules import Schedule
+    from simulated_time import Loop
+
+_PATIENCE = 60.0
+
+
+class _Traffic(NextThing):
+    """Time stands still while a request is on its way."""
+
+    requests = 0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        on_the_way = _Traffic.requests and timeout != 0
+        events = selectors.SelectSelector.select(self, _PATIENCE if on_the_way else 0)
+        if on_the_way and not events:
+            raise RuntimeError(f"a request has had no answer for {_PATIENCE} s")
+        return events or super().select(timeout)
+
+
+def play_over_tls(schedule: Schedule) -> tuple[Trace, int]:
+    """Play a schedule; gives with its trace how many requests have come."""
+    with ExitStack() as stack:
+        loop = stack.enter_context(simulated_time(schedule.start, schedule.seed, _Traffic))
+        box = stack.enter_context(_sandbox(schedule, loop))
+        stack.enter_context(connected(schedule, box.connection))
+        stack.enter_context(patch.object(BankConnectAsyncHook, "_send", _counted(BankConnectAsyncHook._send)))
+        simulation = Simulation(schedule, "deferred", loop, box._world)
+        stack.enter_context(simulation.noting_asks())
+        return simulation.run(), len(box.requests)
+
+
+def check_over_tls(drawn: Schedule) -> None:
+    """Check that the first wait of a schedule comes to the same over TLS; without what only the simulated wire can do.
+
+    Of several, which asks first in the same instant is chance over TLS.
+
+    :raises BrokenError: says what is different.
+    """
+    faults = tuple(fault for fault in drawn.faults if fault.kind != "delay")
+    schedule = replace(drawn, faults=faults, repeats=0.0, waits=drawn.waits[:1])
+    simulated, (real, requests) = play(schedule), play_over_tls(schedule)
+    if len(simulated.replies) != requests:
+        raise BrokenError(f"seed {drawn.seed}: {requests} requests over TLS, and {len(simulated.replies)} without")
+    for one, other in zip(simulated.waits, real.waits, strict=True):
+        without, over = ((told.state, told.rows, told.asks, list(_in_figures(told))) for told in (one, other))
+        if without != over:
+            raise BrokenError(f"seed {drawn.seed}, {one.wait.name}: over TLS {over}, without {without}")
+
+
+def _in_figures(told: Told) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Give the events without their words: how a connection breaks is told in several."""
+    for at, event in told.events:
+        yield at, {name: value for name, value in event.items() if name != "because"}
+
+
+def _sandbox(schedule: Schedule, loop: Loop) -> Sandbox:
+    return Sandbox(
+        clock=schedule_clock(schedule, loop),
+        seed=schedule.seed,
+        timezone=schedule.vendor_zone,
+        unknown_link="404" if schedule.unknown_is_404 else "empty",
+        faults=schedule.faults,
+    )
+
+
+def _counted(send: Any) -> Any:
+    async def counted(hook: object, request: object) -> Any:
+        _Traffic.requests += 1
+        try:
+            return await send(hook, request)
+        finally:
+            _Traffic.requests -= 1
+
+    return counted

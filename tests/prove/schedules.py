@@ -1,0 +1,307 @@
+"""What may happen: customers and their statements, waits for them, and everything that can go wrong; drawn by a seed.
+
+Seconds count from the schedule's start. Nothing is played here: ``simulation`` does that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_bankconnect.sandbox import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Whole seconds and not; the hour that New York has twice; the end of a year.
+STARTS = (
+    datetime(2026, 11, 25, 9, 0, tzinfo=UTC),
+    datetime(2026, 6, 30, 18, 29, 58, 400_000, tzinfo=UTC),
+    datetime(2026, 11, 1, 5, 30, 0, 750_000, tzinfo=UTC),
+    datetime(2026, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+)
+ZONES = ("UTC", "UTC", "Asia/Kolkata", "Asia/Kathmandu", "America/New_York")
+REQUEST_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Play:
+    """A statement that goes on from ``begins`` to ``ends``; one with a blank id is a failed login."""
+
+    link_id: str | None
+    entity_id: str
+    statement_id: str
+    begins: float
+    ends: float
+    progress: str
+    mode: str = "online"
+    later: float = 0.0
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What the vendor sends when it is over."""
+        told = {"entity_id": self.entity_id, "statement_id": self.statement_id, "link_id": self.link_id}
+        return {**told, "progress": self.progress, "reason": "" if self.progress == "completed" else "bad day"}
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A row that comes into the history of ``filed_under`` as it stands."""
+
+    at: float
+    filed_under: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bell:
+    """A webhook, and ``how`` it comes: a ``dropped`` one does not."""
+
+    at: float
+    how: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The triggerer is gone from ``at`` to ``back``."""
+
+    at: float
+    back: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """One sensor. ``gate`` are its arguments that say what is waited for, ``since`` and grace in seconds."""
+
+    name: str
+    begins: float
+    gate: dict[str, Any]
+    on_failed: str
+    poke_interval: float
+    timeout: float
+    exponential_backoff: bool = False
+    max_wait: float | None = None
+
+    @property
+    def deadline(self) -> float:
+        """When it ends at the latest."""
+        return round(self.begins + self.timeout, 6)
+
+    @property
+    def ledger(self) -> tuple[str, str]:
+        """What it asks, and of whom."""
+        link_id = self.gate.get("link_id")
+        return ("webhook_payloads", link_id) if link_id else (self.gate["analysis"], self.gate["entity_id"])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All that happens, and when."""
+
+    seed: int
+    start: datetime
+    vendor_zone: str
+    our_zone: str
+    unknown_is_404: bool
+    repeats: float
+    plays: tuple[Play, ...]
+    odds: tuple[Odd, ...]
+    bells: tuple[Bell, ...]
+    faults: tuple[Fault, ...]
+    kills: tuple[Kill, ...]
+    waits: tuple[Wait, ...]
+
+    def moment(self, seconds: float) -> datetime:
+        """Say what time of day that is."""
+        return self.start + timedelta(microseconds=round(seconds * 1e6))
+
+    def __str__(self) -> str:
+        lines = [f"start {self.start.isoformat()}, vendor in {self.vendor_zone}, we think {self.our_zone}"]
+        for name in ("plays", "odds", "bells", "faults", "kills", "waits"):
+            lines += [f"  {one!r}" for one in getattr(self, name)]
+        return "\n".join(lines)
+
+
+def smaller(schedule: Schedule) -> Iterator[Schedule]:
+    """Give the schedules with one thing left out: the way to the smallest that still fails."""
+    for field in fields(schedule):
+        things = getattr(schedule, field.name)
+        if isinstance(things, tuple):
+            for number in range(len(things)):
+                left = things[:number] + things[number + 1 :]
+                if left or field.name != "waits":
+                    yield replace(schedule, **{field.name: left})
+    if schedule.repeats:
+        yield replace(schedule, repeats=0.0)
+
+
+def draw(seed: int) -> Schedule:
+    """Draw a schedule: the same one for the same seed."""
+    return _Draw(seed).schedule()
+
+
+class _Draw:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.dice = Random(f"schedule {seed}")
+        # The beat of this schedule: intervals, faults and graces are told in it, so that they meet.
+        self.pace = self.dice.choice((2.0, 5.0, 15.0, 60.0))
+        self.span = self.pace * self.dice.randint(8, 20)
+        self.moments = [round(self.dice.uniform(0, self.span) * 4) / 4 for _ in range(4)]
+
+    def schedule(self) -> Schedule:
+        dice = self.dice
+        plays = [play for customer in self._customers() for play in self._plays(*customer)]
+        vendor_zone = dice.choice(ZONES)
+        return Schedule(
+            seed=self.seed,
+            start=dice.choice(STARTS),
+            vendor_zone=vendor_zone,
+            our_zone=dice.choice(ZONES) if self._often(0.08) else vendor_zone,
+            unknown_is_404=self._often(0.5),
+            repeats=dice.choice((0.0, 0.0, 0.5)),
+            plays=tuple(plays),
+            odds=tuple(self._odd(plays) for _ in range(dice.choice((0, 0, 1, 2)))),
+            bells=tuple(self._bells(plays)),
+            faults=tuple(self._fault() for _ in range(dice.choice((0, 1, 1, 2, 3, 4)))),
+            kills=tuple(self._kills()),
+            waits=tuple(self._wait(f"wait-{number}", plays) for number in range(dice.choice((1, 2, 2, 3)))),
+        )
+
+    def _often(self, share: float) -> bool:
+        return self.dice.random() < share
+
+    def _when(self) -> float:
+        """Some time; often in the second in which something else happens."""
+        if self._often(0.3):
+            return self.dice.choice(self.moments) + self.dice.choice((0.0, 0.0, 0.25, 0.5))
+        return round(self.dice.uniform(0, self.span) * 4) / 4
+
+    def _customers(self) -> Iterator[tuple[str | None, str]]:
+        for link in range(self.dice.choice((1, 1, 2))):
+            for entity in range(self.dice.choice((1, 1, 2))):
+                yield f"link-{link}", f"customer-{link}{entity}"
+        if self._often(0.3):
+            yield None, self.dice.choice(("customer-00", "customer-by-hand"))
+
+    def _plays(self, link_id: str | None, entity_id: str) -> Iterator[Play]:
+        dice = self.dice
+        for number in range(dice.choice((1, 2, 2, 3))):
+            mode = "pdf" if link_id is None else dice.choice(("online", "online", "pdf"))
+            name = f"{entity_id}-{'' if link_id else 'hand-'}s{number}"
+            ends = self._when()
+            begins = max(0.0, ends - dice.choice((0.0, 0.5, 1.0, 4.0)) * self.pace)
+            kind = dice.choice(("completed", "completed", "completed", "failed", "again", "login", "old"))
+            if kind == "old":
+                ago = dice.choice((1.0, 4 * self.pace, 3600.0, 30 * 86400.0))
+                progress = dice.choice(("completed", "failed"))
+                yield Play(link_id, entity_id, dice.choice((name, f"{name}-old")), -ago, -ago, progress, mode)
+            if kind == "login" and link_id is not None:
+                for _ in range(dice.choice((1, 2))):
+                    yield Play(link_id, entity_id, "", ends, ends, "failed")
+            if kind in {"completed", "failed", "old"}:
+                progress = "failed" if kind == "failed" else "completed"
+                yield Play(link_id, entity_id, name, begins, ends, progress, mode, dice.choice((0.0, 0.0, self.pace)))
+            if kind == "again":
+                yield Play(link_id, entity_id, name, begins, ends, dice.choice(("failed", "failed", "completed")), mode)
+                rerun = ends + dice.choice((0.0, 0.25, 1.0, self.pace, 3 * self.pace))
+                over = rerun + dice.choice((0.0, 0.5, self.pace))
+                yield Play(
+                    link_id, entity_id, name, rerun, over, dice.choice(("completed", "completed", "failed")), mode
+                )
+
+    def _odd(self, plays: list[Play]) -> Odd:
+        """A row that no page of the vendor's has, or a link's that is not asked for, or one still going."""
+        like = self.dice.choice(plays)
+        link_id = like.link_id or "link-0"
+        progress = self.dice.choice(("COMPLETED", "Failed", "processing", "queued", "processing"))
+        row = {**like.body, "progress": progress, "reason": "" if progress == "COMPLETED" else "bad day"}
+        return Odd(self._when(), link_id, {**row, "link_id": self.dice.choice((link_id, link_id, "link-9", None))})
+
+    def _bells(self, plays: list[Play]) -> list[Bell]:
+        dice, bells = self.dice, []
+        for play in plays:
+            if play.ends < 0:
+                if self._often(0.6):
+                    bells.append(Bell(self._when(), "replayed", play.body))
+                continue
+            how = dice.choice(("prompt", "prompt", "dropped", "dropped", "doubled", "late"))
+            at = play.ends + (dice.uniform(0.5, 6) * self.pace if how == "late" else dice.choice((0.0, 0.1, 2.0)))
+            bells.append(Bell(at, how, play.body))
+            if how == "doubled":
+                bells.append(Bell(at + dice.choice((0.0, 0.3, 5.0)), how, play.body))
+            if self._often(0.25):
+                lie = {"progress": "completed", "reason": "", "statement_id": play.statement_id or "invented"}
+                bells += [Bell(self._when(), "forged", {**play.body, **lie})] * dice.choice((1, 1, 6))
+        for number in range(len(bells) - 1):
+            one, other = bells[number : number + 2]
+            if self._often(0.15) and one.how == other.how == "prompt":
+                bells[number] = replace(one, at=max(one.at, other.at) + 0.5, how="out of order")
+                bells[number + 1] = replace(other, at=min(one.at, other.at), how="out of order")
+        return bells
+
+    def _fault(self) -> Fault:
+        dice = self.dice
+        after = 0.0 if self._often(0.3) else self._when()
+        until = after + dice.choice((0.25, 1.0, 3.0, 6.0)) * self.pace
+        kind = dice.choice(
+            ("429", "429", "503", "404", "reset", "half", "garbage", "redirect", "delay", "stale", "shuffle", "extra")
+        )
+        more: dict[str, Any] = {}
+        if kind.isdigit():
+            more = {"status": int(kind)}
+            if kind in {"429", "503"}:
+                more["status"] = 429 if kind == "429" else dice.choice((500, 502, 503, 504))
+                more["retry_after"] = dice.choice((None, 1, 3, 20, 90, round(3 * self.pace)))
+                more["retry_after_form"] = dice.choice(("seconds", "date"))
+            kind = "status"
+        if kind == "delay":
+            more = {"seconds": dice.choice((0.2, 1.5, 4.0, 9.5, 15.0))}
+        if kind == "stale":
+            more = {"seconds": dice.choice((1.0, 5.0, 20.0, 60.0))}
+        return Fault(kind=kind, after=after, until=until, probability=dice.choice((1.0, 1.0, 0.6)), **more)
+
+    def _kills(self) -> Iterator[Kill]:
+        at = 0.0
+        for _ in range(self.dice.choice((0, 0, 0, 1, 2))):
+            at += self.dice.uniform(0.2, 0.7) * self.span
+            yield Kill(at, at := at + self.dice.choice((0.1, 1.0, 4.0)) * self.pace)
+
+    def _wait(self, name: str, plays: list[Play]) -> Wait:
+        dice = self.dice
+        # Never at the very moment of something else: who is first then is nobody's business.
+        begins = 0.003 + (0.0 if self._often(0.6) else round(dice.uniform(0, 0.7) * self.span, 2))
+        backs_off = self._often(0.25)
+        return Wait(
+            name=name,
+            begins=begins,
+            gate=self._gate(dice.choice(plays), plays, begins),
+            on_failed=dice.choice(("fail", "skip", "wait", "pass")),
+            poke_interval=dice.choice((0.0, 0.5, 1.0) if self.pace == 2 else (0.5, 1.0, 2.0))
+            * self.pace
+            / (4 if backs_off else 1),
+            timeout=round(dice.choice((0.3, 0.7, 1.0, 1.0, 1.5)) * self.span, 2),
+            exponential_backoff=backs_off,
+            max_wait=dice.choice((None, 4 * self.pace)) if backs_off else None,
+        )
+
+    def _gate(self, play: Play, plays: list[Play], begins: float) -> dict[str, Any]:
+        dice = self.dice
+        mine = sorted({other.statement_id for other in plays if other.entity_id == play.entity_id} - {""})
+        expected = {"expected_statements": dice.choice((1, 1, 2, 2, 3))}
+        if mine and self._often(0.25):
+            names = dice.sample(mine, dice.randint(1, len(mine)))
+            expected = {"statement_id": names, "expected_statements": 1}
+        if play.link_id is None or self._often(0.25):
+            analysis = dice.choice(("transactions", "identity", "salary"))
+            return {"entity_id": play.entity_id, "analysis": analysis, **expected}
+        gate = {"link_id": play.link_id if self._often(0.96) else "link-unknown", **expected}
+        if self._often(0.25):
+            gate["entity_id"] = play.entity_id
+        if self._often(0.6):
+            gate["since"] = dice.choice((0.0, begins, -1.0, -5 * self.pace, self._when(), float(int(play.ends))))
+        gate["failure_grace"] = dice.choice((0.0, self.pace, 3 * self.pace, 1800.0))
+        return gate
