@@ -77,6 +77,9 @@ matrix:  ## The wheel beside every supported Airflow and Python: 45 minutes; ONL
 bench: $(READY)  ## What waits cost a real triggerer, ours and others': sixteen minutes; QUICK=1: about two
 	@$(PY) benchmarks/waits.py $(if $(QUICK),--quick)
 
+bench-doorbell: $(READY)  ## How fast a webhook becomes a run, and how many at once: a quarter of an hour; QUICK=1: about two minutes
+	@$(PY) benchmarks/doorbell.py $(if $(QUICK),--quick)
+
 mutants: $(READY)  ## How many planted defects in the protocol and the verdict the unit tests find: six minutes
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \
 	else $(PY) -m pip install --quiet -c $(CONSTRAINTS) --group mutants; fi

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import pwd
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+ROOT: Final = Path(__file__).resolve().parent.parent
+# Scripts import each other by name, and those are in the folder beside this one.
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from live import LiveError, Postgres, family  # noqa: E402
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 HERE: Final = ROOT / "benchmarks"
 HOME: Final = ROOT / ".cache" / "bench"
 LOG: Final = HOME / "bench.log"
@@ -62,12 +65,11 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def process(command: Sequence[str], env: Mapping[str, str], *, end: signal.Signals, user: str = "") -> Iterator[int]:
+def process(command: Sequence[str], env: Mapping[str, str], *, end: signal.Signals) -> Iterator[int]:
     """Run a process for as long as the ``with`` lasts, and leave none of its children behind."""
     with LOG.open("a", encoding="utf-8") as log:
-        group = {"user": user, "group": user, "extra_groups": []} if user else {}
         running = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **group
+            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
         yield running.pid
@@ -85,46 +87,12 @@ def process(command: Sequence[str], env: Mapping[str, str], *, end: signal.Signa
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """Run a Postgres of our own; gives the address of its database. It refuses root, so root lends it another user."""
-    programs = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)]
-    found = next((Path(program).parent for program in programs if program), None)
-    if found is None:
-        raise BenchError("This needs PostgreSQL's server programs (initdb, postgres), and found none")
-    user = next((name for name in ("postgres", "nobody") if _exists(name)), "") if os.geteuid() == 0 else ""
-    data = HOME / "postgres"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(mode=0o700)
-    if user:
-        shutil.chown(data, user, user)
-    command = [str(found / "initdb"), "-D", str(data), "-U", "bench", "-A", "trust", "-E", "UTF8", "--no-sync"]
-    with process(command, os.environ, end=signal.SIGTERM, user=user) as pid:
-        wait_until("initdb", 60, lambda: not alive(pid))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [str(found / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
-    with process(command, os.environ, end=signal.SIGQUIT, user=user):
-        wait_until("Postgres", 30, lambda: _listens(port))
-        time.sleep(1)
-        yield f"postgresql+psycopg2://bench@127.0.0.1:{port}/postgres"
-    shutil.rmtree(data, ignore_errors=True)
-
-
-def family(pid: int) -> list[int]:
-    """Give a process and all its descendants."""
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Say whether a process still runs."""
+    """Run a Postgres of our own; gives the address of its database."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        with Postgres() as running:
+            yield running.url
+    except LiveError as error:
+        raise BenchError(str(error)) from None
 
 
 def cpu(pids: Sequence[int]) -> float:
@@ -165,15 +133,3 @@ def wait_until(what: str, seconds: float, ready: Callable[[], bool]) -> None:
         if time.monotonic() > until:
             raise BenchError(f"{what}: not ready after {seconds:g} s; see {LOG}")
         time.sleep(0.2)
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-def _exists(user: str) -> bool:
-    with contextlib.suppress(KeyError):
-        return bool(pwd.getpwnam(user))
-    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from itertools import pairwise
+from pathlib import Path
 
 from talk import serve
 
@@ -22,6 +23,20 @@ class Vendor:
         self.box.stop()
         self.box = Sandbox(log_size=None if remember else 0).start()
         return self.box.connection | {"ca_file": self.box.ca_file}
+
+    def certificate(self, folder: str) -> list[str]:
+        """Write a certificate and its key for an API server; gives the two files."""
+        return [str(file) for file in self.box.issue_certificate(Path(folder))]
+
+    def customer(self, name: str) -> dict[str, object]:
+        """Let a customer's record be there, and no webhook be sent; gives what the webhook would say."""
+        played = self.box.play(Statement(link_id=name, entity_id=name, after=0, transactions=5))
+        return {name: getattr(played, name) for name in ("entity_id", "statement_id", "link_id", "progress")}
+
+    def looked(self, name: str) -> float | None:
+        """Say when a link's history was asked for first."""
+        looks = (record.at for record in self.box.calls("webhook_payloads") if record.query.get("link_id") == name)
+        return next(looks, None)
 
     def delay(self, seconds: float) -> None:
         """Take so long for each answer from now on."""
@@ -59,6 +74,9 @@ def main() -> None:
     try:
         serve(
             start=vendor.start,
+            certificate=vendor.certificate,
+            customer=vendor.customer,
+            looked=vendor.looked,
             delay=vendor.delay,
             counts=vendor.counts,
             play=vendor.play,
