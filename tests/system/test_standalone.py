@@ -22,6 +22,7 @@ from airflow_provider_bankconnect.receiver import address
 
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.long,
     pytest.mark.skipif(not address.is_supported(), reason="the doorbell needs Airflow 3.2"),
 ]
 
@@ -178,7 +179,6 @@ def test_no_key_and_no_token_is_in_what_it_said_or_left(shown):
     assert find_leaks(shown, secrets) == set()
 
 
-@pytest.mark.long
 def test_it_can_be_ended_while_it_sets_up(tmp_path):
     with standalone(tmp_path) as job:
         job.until_said("makes its database")
@@ -188,7 +188,6 @@ def test_it_can_be_ended_while_it_sets_up(tmp_path):
     assert "Traceback" not in job.output
 
 
-@pytest.mark.long
 def test_a_part_that_dies_ends_it_and_has_the_last_word(tmp_path):
     with standalone(tmp_path) as job:
         job.until_said("starts: API server")
