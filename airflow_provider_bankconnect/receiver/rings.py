@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import tenacity
 from airflow.assets.manager import asset_manager
-from airflow.models.asset import AssetEvent, AssetModel
+from airflow.models.asset import AssetEvent, AssetModel, AssetPartitionDagRun
 from airflow.utils.session import create_session
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 from sqlalchemy import select, update
@@ -168,6 +168,7 @@ def write_group(conn_id: str, rings: Sequence[tuple[Ring, bool]]) -> list[Outcom
         if asset is None:
             return [Outcome.NOBODY] * len(rings)
         _lock(session, asset.id)
+        _hold_runs_to_come(session, {ring.key for ring, _ in rings})
         known = completions(session, asset.id, (ring for ring, again in rings if not again))
         for ring, again in rings:
             if ring.completion in known and not again:
@@ -264,6 +265,18 @@ def _lock(session: Session, asset_id: int) -> None:
         session.execute(update(AssetModel).where(AssetModel.id == asset_id).values(id=AssetModel.id))
     else:
         session.execute(select(AssetModel.id).where(AssetModel.id == asset_id).with_for_update(key_share=True))
+
+
+def _hold_runs_to_come(session: Session, keys: set[str]) -> None:
+    """Keep the scheduler from making these customers' runs meanwhile, and wait for those that it is making.
+
+    Airflow would add a ring to a run that the scheduler has just put together, and no run would have the ring.
+    """
+    pending = select(AssetPartitionDagRun.id).where(
+        AssetPartitionDagRun.partition_key.in_(keys), AssetPartitionDagRun.created_dag_run_id.is_(None)
+    )
+    # Without effect on SQLite, whose one writer we are.
+    session.execute(pending.order_by(AssetPartitionDagRun.id).with_for_update()).all()
 
 
 def _read_back(extra: object) -> Ring | None:
