@@ -151,7 +151,7 @@ def world(tmp_path_factory):
         postgres = Postgres()
     except LiveError as error:
         pytest.skip(str(error))
-    with postgres, Sandbox(webhook_retries=60) as box:
+    with postgres, Sandbox(webhook_retries=1800) as box:
         settings = {
             "AIRFLOW_CONN_BANKCONNECT_DEFAULT": box.connection_json,
             "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN,
