@@ -152,9 +152,11 @@ class Poller:
         """
         for ledger in [ledger for key in keys for ledger in self._customers.get(key, ())]:
             self._rings[ledger] += 1
-            # An answer from before the ring may know nothing of it.
-            self._polls.pop(ledger, None)
-            self._answered.pop(ledger, None)
+            # An answer from before the ring may know nothing of it. One that is on the way, or held back, is waited
+            # for, and who gets it looks again.
+            if ledger in self._polls and self._polls[ledger].done():
+                del self._polls[ledger]
+                self._answered.pop(ledger, None)
             for heard in list(self._listeners.get(ledger, ())):
                 _wake(heard)
 

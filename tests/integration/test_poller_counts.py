@@ -290,3 +290,16 @@ async def test_no_ring_lengthens_the_pauses_of_a_wait_that_backs_off(box, monkey
     box.payload(link_id="loan")
     event = await asyncio.wait_for(wait, 20)
     assert event["status"] == "passed"
+
+
+@pytest.mark.usefixtures("connect")
+async def test_a_ring_sends_no_second_poll_beside_one_that_is_held_back(box):
+    box.fault(Fault(kind="status", status=429, retry_after=1, times=1))
+    async with shared_poller(CONNECTION) as poller, poller.waiting(gate("rung")):
+        with pytest.raises(BankConnectError):
+            await poller.ask(gate("first"))
+        held = asyncio.create_task(poller.ask(gate("rung")))
+        await until(lambda: gate("rung").ledger in poller._polls)
+        poller.ring(["link:link-rung"])
+        await asyncio.gather(held, poller.ask(gate("rung")))
+        assert len(polls(box, "link-rung")) == 1
