@@ -52,12 +52,14 @@ _STREAK: Final = 3
 _RETURN_SECONDS: Final = 2.0
 
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
+# Until when polls are held back: the vendor's word outlives the waits that it was given to.
+_holds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, float]] = WeakKeyDictionary()
 
 
 class Poller:
     """Asks BankConnect for all waits of one event loop on one connection. Get one with :func:`shared_poller`."""
 
-    def __init__(self, bankconnect_conn_id: str) -> None:
+    def __init__(self, bankconnect_conn_id: str, *, resume_at: float = 0.0) -> None:
         self.waits = 0
         self._hook = BankConnectAsyncHook(bankconnect_conn_id)
         self._loop = asyncio.get_running_loop()
@@ -69,7 +71,7 @@ class Poller:
         self._rings: Counter[tuple[str, ...]] = Counter()
         self._listeners: dict[tuple[str, ...], set[asyncio.Future[Rows | Exception | None]]] = {}
         self._slots: asyncio.Semaphore | None = None
-        self._resume_at = 0.0
+        self._resume_at = resume_at
         self._streak = 0
 
     @property
@@ -171,6 +173,7 @@ class Poller:
 
     async def close(self) -> None:
         """End what is still in flight, and close the session."""
+        _holds.setdefault(self._loop, {})[self._hook.bankconnect_conn_id] = self._resume_at
         # A ring may have taken their names: they are not among the named ones only.
         polls = list(self._in_flight)
         for poll in polls:
@@ -275,7 +278,8 @@ async def shared_poller(bankconnect_conn_id: str) -> AsyncIterator[Poller]:
     pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
     poller = pollers.get(bankconnect_conn_id)
     if poller is None:
-        poller = pollers[bankconnect_conn_id] = Poller(bankconnect_conn_id)
+        resume_at = _holds.get(asyncio.get_running_loop(), {}).get(bankconnect_conn_id, 0.0)
+        poller = pollers[bankconnect_conn_id] = Poller(bankconnect_conn_id, resume_at=resume_at)
     poller.count(1)
     try:
         yield poller

@@ -303,3 +303,14 @@ async def test_a_ring_sends_no_second_poll_beside_one_that_is_held_back(box):
         poller.ring(["link:link-rung"])
         await asyncio.gather(held, poller.ask(gate("rung")))
         assert len(polls(box, "link-rung")) == 1
+
+
+@pytest.mark.usefixtures("connect")
+async def test_a_retry_after_outlives_the_waits_that_it_was_given_to(box):
+    box.fault(Fault(kind="status", status=429, retry_after=60, times=1))
+    async with shared_poller(CONNECTION) as poller:
+        with pytest.raises(BankConnectError):
+            await poller.ask(gate("first"))
+    event = await fire(trigger("second", lasts=2))
+    assert event["status"] == "timeout"
+    assert polls(box, "second") == []
