@@ -8,7 +8,7 @@ from met import met
 from named_mutants import planted
 from schedules import draw, smaller
 from simulation import play
-from theorem import BrokenError, check, check_alike
+from theorem import BrokenError, check, check_alike, promised
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -31,6 +31,9 @@ def prove(schedule: Schedule) -> Counter[str]:
     found["waits, alone and in a triggerer"] += len(deferred.waits) + 1
     found["verdicts, each compared with the second reading"] += sum(
         len(told.looks) for trace in (deferred, poke) for told in trace.waits
+    )
+    found["waits whose end the bound promised, before the deadline"] += sum(
+        bool(promised(trace, told)) for trace in (deferred, poke) for told in trace.waits
     )
     found["waits whose outcome the records alone decide: the same in both modes"] += check_alike(deferred, poke)
     return found

@@ -235,7 +235,9 @@ class _Draw:
                 bells.append(Bell(at + dice.choice((0.0, 0.3, 5.0)), how, play.body))
             if self._often(0.25):
                 lie = {"progress": "completed", "reason": "", "statement_id": play.statement_id or "invented"}
-                bells += [Bell(self._when(), "forged", {**play.body, **lie})] * dice.choice((1, 1, 6))
+                at, apart = self._when(), dice.choice((0.0, 0.4, 1.0)) * self.pace
+                forged = Bell(at, "forged", {**play.body, **lie})
+                bells += [replace(forged, at=at + number * apart) for number in range(dice.choice((1, 1, 8)))]
         for number in range(len(bells) - 1):
             one, other = bells[number : number + 2]
             if self._often(0.15) and one.how == other.how == "prompt":
@@ -283,7 +285,8 @@ class _Draw:
             poke_interval=dice.choice((0.0, 0.5, 1.0) if self.pace == 2 else (0.5, 1.0, 2.0))
             * self.pace
             / (4 if backs_off else 1),
-            timeout=round(dice.choice((0.3, 0.7, 1.0, 1.0, 1.5)) * self.span, 2),
+            # Who backs off needs time to: its bound grows with the time that it has waited.
+            timeout=round(dice.choice((0.3, 0.7, 1.0, 1.0, 1.5)) * self.span * (4 if backs_off else 1), 2),
             exponential_backoff=backs_off,
             max_wait=dice.choice((None, 4 * self.pace)) if backs_off else None,
         )

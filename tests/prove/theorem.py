@@ -300,16 +300,25 @@ def _changes(trace: Trace, wait: Wait) -> Iterator[float]:
             yield from (at + wait.gate["failure_grace"], at - 300)
 
 
-def _is_no_later_than_the_bound(trace: Trace, told: Told) -> None:
+def promised(trace: Trace, told: Told) -> list[tuple[float, float]]:
+    """Give since when the records have said that it has to end, and by when it has to, where the bound says so."""
     on_failed, said = told.wait.on_failed, truth(trace, told)
+    found = []
     for number, (at, reading) in enumerate(said):
-        if not reading.ends(on_failed):
-            continue
-        until = next((later for later, other in said[number:] if not other.ends(on_failed)), float("inf"))
-        latest = bound(trace.schedule, told.wait, at)
-        if latest < min(until, told.wait.deadline) and told.ended > latest + A_MOMENT:
-            said_so = f"the records said {reading.state} from {at:.3f} on"
-            raise BrokenError(f"{said_so}; it ended at {told.ended:.3f}, not by {latest:.3f}")
+        if reading.ends(on_failed):
+            until = next((later for later, other in said[number:] if not other.ends(on_failed)), float("inf"))
+            latest = bound(trace.schedule, told.wait, at)
+            if latest < min(until, told.wait.deadline):
+                found.append((at, latest))
+    return found
+
+
+def _is_no_later_than_the_bound(trace: Trace, told: Told) -> None:
+    for since, latest in promised(trace, told):
+        if told.ended > latest + A_MOMENT:
+            raise BrokenError(
+                f"the records said so since {since:.3f}; it ended at {told.ended:.3f}, not by {latest:.3f}"
+            )
 
 
 def decided(trace: Trace, told: Told) -> Reading | None:
