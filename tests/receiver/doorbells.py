@@ -72,12 +72,13 @@ class Database:
             connection.execute(text(sql), values)
 
     @contextmanager
-    def held(self, sql: str) -> Iterator[None]:
-        """Change something, and keep all locks until the end; then take it back."""
+    def held(self, sql: str, *, kept: bool = False) -> Iterator[None]:
+        """Change something, and keep all locks until the end; then take it back, unless it is to be kept."""
         with self._engine.connect() as connection:
             connection.execute(text(sql))
             yield
-            connection.rollback()
+            if kept:
+                connection.commit()
 
     @property
     def events(self) -> list[tuple[str, str, dict[str, Any]]]:

@@ -173,6 +173,35 @@ async def test_a_burst_is_written_in_few_transactions_in_the_order_in_which_it_c
     assert len(commits) < 20
 
 
+# What the scheduler does between reading a partition's events and committing, which is after many more runs.
+RUN_IS_MADE = """
+    with made as (
+        insert into dag_run (dag_id, run_id, run_type, state, run_after, clear_number, span_status)
+        values ('first', 'made', 'asset_triggered', 'queued', now(), 0, 'not_started') returning id
+    )
+    update asset_partition_dag_run set created_dag_run_id = (select id from made) where created_dag_run_id is null
+"""
+
+
+async def test_a_ring_joins_no_partition_whose_run_the_scheduler_is_making(doorbell, postgres):
+    """The scheduler has read the events of that run: it would be in none."""
+    await doorbell.post(statement(statement_id="first"))
+    with postgres.held(RUN_IS_MADE, kept=True):
+        posted = asyncio.create_task(doorbell.post(statement(statement_id="second")))
+        await asyncio.wait([posted], timeout=2)
+    assert (await posted).json() == RUNG
+    assert postgres.rung == ["first", "second"]
+    assert postgres.runs == [("first", "link:loan-1")] * 2
+
+
+async def test_a_ring_joins_the_partition_of_its_customer_that_has_no_run_yet_however_old(doorbell, database):
+    for link in ("loan-1", "loan-2", "loan-1", "loan-3", "loan-1"):
+        assert (await doorbell.post(statement(link_id=link, progress="failed"))).json() == RUNG
+    assert [key for _, key in database.runs] == ["link:loan-1", "link:loan-2", "link:loan-3"]
+    joined = "select count(*) from partitioned_asset_key_log where target_partition_key = 'link:loan-1'"
+    assert database.query(joined) == [(3,)]
+
+
 @contextmanager
 def refused(database, *, at_commit=False):
     """Have the database take no event of one customer."""
