@@ -16,15 +16,16 @@ from airflow.assets.manager import asset_manager
 from airflow.models.asset import AssetEvent, AssetModel, AssetPartitionDagRun
 from airflow.utils.session import create_session
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
-from sqlalchemy import select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import with_loader_criteria
 
 from airflow_provider_bankconnect.receiver import address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import ORMExecuteState, Session
 
 _log = logging.getLogger(__name__)
 # So many wait for the database at most: more would wait longer than anybody listens for the answer.
@@ -176,7 +177,7 @@ def write_group(conn_id: str, rings: Sequence[tuple[Ring, bool]]) -> list[Outcom
                 continue
             try:
                 with session.begin_nested():
-                    event = asset_manager.register_asset_change(
+                    made = asset_manager.register_asset_change(
                         asset=asset, extra=ring.model_dump(), partition_key=ring.key, session=session, **more
                     )
             except OperationalError:
@@ -184,9 +185,9 @@ def write_group(conn_id: str, rings: Sequence[tuple[Ring, bool]]) -> list[Outcom
                 raise
             except Exception:  # noqa: BLE001 - one bad ring, or a listener of somebody else's: the others go on
                 _log.exception("A ring of %r could not be made an event", conn_id)
-                event = None
-            outcomes.append(Outcome.FAILED if event is None else Outcome.RUNG)
-            if event is not None and ring.completion:
+                made = None
+            outcomes.append(Outcome.FAILED if made is None else Outcome.RUNG)
+            if made is not None and ring.completion:
                 known.add(ring.completion)
         paused = [reference.dag_id for reference in asset.scheduled_dags if reference.dag.is_paused]
         if Outcome.RUNG in outcomes and paused and len(paused) == len(asset.scheduled_dags):
@@ -276,7 +277,16 @@ def _hold_runs_to_come(session: Session, keys: set[str]) -> None:
         AssetPartitionDagRun.partition_key.in_(keys), AssetPartitionDagRun.created_dag_run_id.is_(None)
     )
     # Without effect on SQLite, whose one writer we are.
-    session.execute(pending.order_by(AssetPartitionDagRun.id).with_for_update()).all()
+    held = session.scalars(pending.order_by(AssetPartitionDagRun.id).with_for_update()).all()
+    # Airflow looks for each ring's run to come, in a table that has no index for it and keeps what ever was: half of
+    # all that a ring costs, where there have been 100,000. It is to look among these only, and what is newer.
+    latest = session.scalar(select(func.max(AssetPartitionDagRun.id))) or 0
+    narrowed = with_loader_criteria(AssetPartitionDagRun, AssetPartitionDagRun.id >= min(held, default=latest + 1))
+
+    @event.listens_for(session, "do_orm_execute")
+    def narrow(state: ORMExecuteState) -> None:
+        if state.is_select:
+            state.statement = state.statement.options(narrowed)
 
 
 def _read_back(extra: object) -> Ring | None:

@@ -202,6 +202,20 @@ async def test_a_ring_joins_the_partition_of_its_customer_that_has_no_run_yet_ho
     assert database.query(joined) == [(3,)]
 
 
+@pytest.mark.usefixtures("database")
+async def test_airflow_looks_for_the_run_to_come_of_each_ring_among_new_ones_only(doorbell):
+    """There is no index for what it asks, and all runs that ever were are in the table."""
+    from airflow import settings  # noqa: PLC0415 - a test that is skipped needs none
+
+    await doorbell.post(statement(link_id="first"))
+    said = []
+    event.listen(settings.engine, "before_cursor_execute", lambda *arguments: said.append(arguments[2]))
+    await asyncio.gather(*(doorbell.post(statement(link_id=str(number))) for number in range(20)))
+    looks = [sql for sql in said if "FROM asset_partition_dag_run" in sql and "target_dag_id =" in sql]
+    assert len(looks) == 20
+    assert all("asset_partition_dag_run.id >=" in sql for sql in looks)
+
+
 @contextmanager
 def refused(database, *, at_commit=False):
     """Have the database take no event of one customer."""
