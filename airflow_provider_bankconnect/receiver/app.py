@@ -91,13 +91,10 @@ async def _webhook(request: Request) -> Response:
 async def _recent_rings(request: Request) -> Response:
     """Tell triggerers who has rung, in whispers: only who waits for a customer knows the name."""
     token = _check_knock(request)
-    since: datetime | None = None
-    if "since" in request.query_params:
-        try:
-            since = datetime.fromisoformat(request.query_params["since"])
-            since = since.replace(tzinfo=UTC) if since.tzinfo is None else since.astimezone(UTC)
-        except (ValueError, OverflowError):
-            raise _RefusedError(400, "since", "since must be ISO 8601") from None
+    since, after = _moment(request, "since"), _moment(request, "after")
+    if after is not None:
+        writer: Writer = request.app.state.writer
+        await writer.hold(after)
     now, found = await asyncio.to_thread(rings.recent, since)
     told = [
         [
@@ -107,6 +104,16 @@ async def _recent_rings(request: Request) -> Response:
         for number, conn_id, ring in found
     ]
     return JSONResponse({"now": now.isoformat(), "rings": told})
+
+
+def _moment(request: Request, name: str) -> datetime | None:
+    if name not in request.query_params:
+        return None
+    try:
+        moment = datetime.fromisoformat(request.query_params[name])
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise _RefusedError(400, name, f"{name} must be ISO 8601") from None
 
 
 async def _own_rings(request: Request) -> Response:

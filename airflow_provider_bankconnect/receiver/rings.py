@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections import deque
@@ -33,6 +34,8 @@ _MOST_WAITING: Final = 1000
 # So many are written at once: each holds the asset's lock for a few milliseconds.
 _GROUP: Final = 50
 _MOST_TOLD: Final = 5000
+# Who asks for news is held on so long, in case some come.
+_HOLD_SECONDS: Final = 1.0
 # Who asks for the first time is told of what has just been.
 _RECENT: Final = timedelta(minutes=2)
 _CALLBACKS: Final = "callback_sink" in inspect.signature(asset_manager.register_asset_change).parameters
@@ -116,6 +119,8 @@ class Writer:
     def __init__(self) -> None:
         self._queue: deque[_Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._rung = asyncio.Event()
+        self._rung_at: datetime | None = None
 
     def is_full(self, more: int = 1) -> bool:
         """Say whether there is no room for so many more."""
@@ -132,6 +137,12 @@ class Writer:
             self._task = asyncio.get_running_loop().create_task(self._work())
         return await asyncio.gather(*(one.outcome for one in waiting))
 
+    async def hold(self, after: datetime) -> None:
+        """Wait a moment for a ring, unless one was written after that moment. What others write is not heard here."""
+        if self._rung_at is None or self._rung_at < after:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._rung.wait(), _HOLD_SECONDS)
+
     async def _work(self) -> None:
         while self._queue:
             conn_id = self._queue[0].conn_id
@@ -143,6 +154,10 @@ class Writer:
             except Exception:  # noqa: BLE001 - whatever it was, those who asked are told
                 _log.exception("The database took none of %d rings of %r", len(group), conn_id)
                 outcomes = [Outcome.FAILED] * len(group)
+            if Outcome.RUNG in outcomes:
+                self._rung_at = datetime.now(UTC)
+                self._rung.set()
+                self._rung = asyncio.Event()
             for one, outcome in zip(group, outcomes, strict=True):
                 # Who asked may have gone; the ring is kept all the same.
                 if not one.outcome.done():

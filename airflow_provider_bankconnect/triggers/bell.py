@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _EVERY_SECONDS: Final = 1.0
+# The receiver answers at once when there are news; so long at least it is left alone.
+_LEAST_SECONDS: Final = 0.4
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _LONGEST_PAUSE: Final = 60.0
 # Rings are written in transactions that may end in another order than they began.
@@ -45,7 +48,7 @@ class Bell:
         self._whispers: dict[str, tuple[str, str]] = {}
         self._heard: dict[str, float] = {}
         self._known: set[int] = set()
-        self._since: str | None = None
+        self._now: datetime | None = None
         self._token: str | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -95,7 +98,7 @@ class Bell:
             _log.warning("The waits go on without the doorbell: %s", error)
             return
         # After hours without a wait, what has rung since the last one is no news to the next.
-        self._since = None
+        self._now = None
         for customer in self._waits:
             self._name(customer)
         failures = 0
@@ -105,8 +108,9 @@ class Bell:
             timeout=_TIMEOUT,
         ) as session:
             while True:
+                asked, news = time.monotonic(), False
                 try:
-                    await self._ask(session)
+                    news = await self._ask(session)
                 except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError) as error:
                     failures += 1
                     if failures == 1:
@@ -117,25 +121,31 @@ class Bell:
                         _log.info("The doorbell can be heard again, after %d questions without an answer", failures)
                     failures = 0
                 pause = min(_EVERY_SECONDS * 2 ** min(failures, 10), _LONGEST_PAUSE)
+                if not failures:
+                    # The receiver has held the line for a while; one of an older version has not.
+                    pause = _LEAST_SECONDS if news else max(_LEAST_SECONDS, pause - (time.monotonic() - asked))
                 await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 - no secret hangs on it
 
-    async def _ask(self, session: aiohttp.ClientSession) -> None:
+    async def _ask(self, session: aiohttp.ClientSession) -> bool:
         url = f"{address.api_server_url()}{address.PREFIX}/rings"
-        query = {} if self._since is None else {"since": self._since}
+        query = {}
+        if self._now is not None:
+            query = {"since": (self._now - _OVERLAP).isoformat(), "after": self._now.isoformat()}
         async with session.get(url, params=query, allow_redirects=False, raise_for_status=_raise_for_status) as answer:
             told: dict[str, Any] = await answer.json()
         now = asyncio.get_running_loop().time()
-        self._since = (datetime.fromisoformat(told["now"]) - _OVERLAP).isoformat()
+        self._now = datetime.fromisoformat(told["now"])
         self._heard = {name: at for name, at in self._heard.items() if now - at < _REMEMBERED_SECONDS}
-        numbers = set()
+        numbers, known = set(), self._known
         for number, *whispers in told["rings"]:
             numbers.add(number)
-            if number not in self._known:
+            if number not in known:
                 self._heard |= dict.fromkeys(whispers, now)
                 for whisper in whispers:
                     if whisper in self._whispers:
                         self._wake(self._whispers[whisper])
         self._known = numbers
+        return not numbers <= known
 
 
 async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:

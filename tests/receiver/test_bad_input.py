@@ -481,7 +481,7 @@ async def test_airflows_own_parts_are_told_of_unknown_connections_too(doorbell):
 
 
 @pytest.mark.parametrize(
-    ("since", "status"),
+    ("moment", "status"),
     [
         ("2026-01-01T00:00:00Z", 200),
         ("2026-01-01", 200),
@@ -494,8 +494,9 @@ async def test_airflows_own_parts_are_told_of_unknown_connections_too(doorbell):
         ("9999-12-31", 200),
     ],
 )
+@pytest.mark.parametrize("name", ["since", "after"])
 @pytest.mark.usefixtures("database")
-async def test_a_moment_from_which_to_tell_rings_may_be_any_that_there_is(doorbell, since, status):
+async def test_a_moment_from_which_to_tell_rings_may_be_any_that_there_is(doorbell, name, moment, status):
     knock = ("authorization", f"Bearer {address.knock(TOKEN)}")
-    answer = await doorbell.send(f"{address.PREFIX}/rings?since={since}", method="GET", headers=[knock])
+    answer = await doorbell.send(f"{address.PREFIX}/rings?{name}={moment}", method="GET", headers=[knock])
     assert answer.status == status

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -21,7 +22,7 @@ from airflow_provider_bankconnect.operators.bankconnect import (
     BankConnectCatchUpOperator,
     BankConnectUpdateWebhookOperator,
 )
-from airflow_provider_bankconnect.receiver import address, client
+from airflow_provider_bankconnect.receiver import address, client, rings
 from airflow_provider_bankconnect.receiver.client import DoorbellError, tell_receiver
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox
 from airflow_provider_bankconnect.sensors.bankconnect import BankConnectWebhookPayloadSensor
@@ -265,6 +266,31 @@ async def until(happened):
     async with asyncio.timeout(60):
         while not happened():  # noqa: ASYNC110 - what happens is not ours to signal
             await asyncio.sleep(0.01)
+
+
+async def ask_for_news(doorbell, after):
+    knock = ("authorization", f"Bearer {address.knock(TOKEN)}")
+    query = urlencode({"after": after.isoformat()})
+    async with asyncio.timeout(60):
+        answer = await doorbell.send(f"{address.PREFIX}/rings?{query}", method="GET", headers=[knock])
+    return len(answer.json()["rings"])
+
+
+async def test_who_asks_for_news_is_told_when_they_come(doorbell, monkeypatch):
+    monkeypatch.setattr(rings, "_HOLD_SECONDS", 3600.0)
+    asking = [asyncio.create_task(ask_for_news(doorbell, datetime.now(UTC))) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    await doorbell.post(statement(link_id="loan-1"))
+    assert await asyncio.gather(*asking) == [1, 1, 1]
+    # And what came since the last answer, while nobody asked, is told at once.
+    since = datetime.now(UTC)
+    await doorbell.post(statement(link_id="loan-2"))
+    assert await ask_for_news(doorbell, since) == 2
+
+
+async def test_who_asks_for_news_is_not_held_for_long(doorbell, monkeypatch):
+    monkeypatch.setattr(rings, "_HOLD_SECONDS", 0.01)
+    assert await ask_for_news(doorbell, datetime.now(UTC)) == 0
 
 
 @pytest.mark.usefixtures("quick")
