@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from doorbells import DAGS, LONELY, TOKEN, Caller, Database, airflow_uses, api_server
+from doorbells import DAGS, LONELY, TOKEN, Caller, Database, Served, airflow_uses, api_server
 from homes import Home
 
 from airflow_provider_bankconnect.receiver import address
@@ -124,3 +124,24 @@ def doorbell(configure, monkeypatch):
     configure(webhook_token=TOKEN)
     monkeypatch.setenv(f"AIRFLOW_CONN_{LONELY.upper()}", "bankconnect://")
     return Caller(api_server())
+
+
+@pytest.fixture
+def api_server_at(monkeypatch):
+    """Say where Airflow's own parts find the API server, and what they trust."""
+
+    def set_settings(url, ca_file=None, own_file=None):
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{url}/execution/")
+        monkeypatch.setenv("AIRFLOW__API__SSL_CA_FILE", ca_file or "")
+        monkeypatch.setenv("AIRFLOW__API__SSL_CERT", own_file or "")
+
+    return set_settings
+
+
+@pytest.fixture
+def served(sqlite, configure, api_server_at, tmp_path):  # noqa: ARG001 - the database is below it
+    """A doorbell that Airflow's own parts reach over HTTPS."""
+    configure(webhook_token=TOKEN)
+    with Served(tmp_path) as server:
+        api_server_at(server.url, server.ca_file)
+        yield server

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import socket
+import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +21,9 @@ from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.receiver.plugin import Doorbell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+    from typing import Self
 
 TOKEN = "current-token-of-the-tests"
 PREVIOUS = "previous-token-of-the-tests"
@@ -232,3 +238,91 @@ class Caller:
         knock = ("authorization", f"Bearer {address.knock(token)}")
         body = json.dumps({"how": how, "rings": rings}).encode()
         return await self.send(f"{address.PREFIX}/rings/{quote(conn_id, safe='')}", [body], headers=[JSON, knock])
+
+
+class Front:
+    """An app before the app: it notes what is asked, and can answer in its place."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.asked: list[str] = []
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self.instead: tuple[int, dict[str, str], bytes] | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        self.asked.append(f"{scope['method']} {scope['path']}?{scope['query_string'].decode()}".rstrip("?"))
+        self.headers.append({name.decode(): value.decode("latin-1") for name, value in scope["headers"]})
+        if self.instead is None:
+            number = len(self.bodies)
+            self.bodies.append(b"")
+
+            async def noting() -> Any:
+                message = await receive()
+                self.bodies[number] += message.get("body", b"")
+                return message
+
+            return await self.app(scope, noting, send)
+        status, headers, body = self.instead
+        while (await receive()).get("more_body"):
+            pass
+        length = {"content-length": str(len(body))}
+        encoded = [(name.encode(), value.encode()) for name, value in (headers | length).items()]
+        await send({"type": "http.response.start", "status": status, "headers": encoded})
+        await send({"type": "http.response.body", "body": body})
+        return None
+
+
+class Served:
+    """A doorbell that serves HTTPS on loopback, in a thread."""
+
+    def __init__(self, folder: Path, *, port: int = 0) -> None:
+        import trustme  # noqa: PLC0415 - a test that is skipped needs none
+        import uvicorn  # noqa: PLC0415
+
+        self.ca_file, self.own_file = str(folder / "ca.pem"), str(folder / "own.pem")
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.ca_file)
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(self.own_file)
+        authority.cert_pem.write_to_path(self.own_file, append=True)
+        self.front = Front(api_server())
+        self.socket = socket.create_server(("127.0.0.1", port))
+        self.port = self.socket.getsockname()[1]
+        self.url = f"https://localhost:{self.port}"
+        config = uvicorn.Config(self.front, ssl_certfile=self.own_file, log_config=None, access_log=False)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self.socket],), daemon=True)
+
+    @property
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        until = time.monotonic() + 60
+        while not self._server.started:
+            assert self._thread.is_alive()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # An error that was raised has kept its connection. One that nobody ends takes TLS half a minute to end.
+        gc.collect()
+        until = time.monotonic() + 5
+        while self.connections and time.monotonic() < until:
+            time.sleep(0.01)
+        self._server.should_exit = True
+        self._thread.join(60)
+        self.socket.close()
+        assert not self._thread.is_alive()
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 30.0) -> None:
+    """Wait for what has to come; only its own time is lost where it does not."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other threads, too
+            await asyncio.sleep(0.01)
