@@ -98,7 +98,7 @@ class Bell:
             _log.warning("The waits go on without the doorbell: %s", error)
             return
         # After hours without a wait, what has rung since the last one is no news to the next.
-        self._now = None
+        self._now, self._whispers = None, {}
         for customer in self._waits:
             self._name(customer)
         failures = 0
@@ -111,11 +111,10 @@ class Bell:
                 asked, news = time.monotonic(), False
                 try:
                     news = await self._ask(session)
-                except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it was told: who breaks off hears nothing any more
                     failures += 1
                     if failures == 1:
-                        said = f"HTTP {error.status}" if isinstance(error, aiohttp.ClientResponseError) else repr(error)
-                        _log.warning("The waits go on without the doorbell, which does not answer: %s", said)
+                        _log.warning("The waits go on without the doorbell, which does not answer: %s", _tell(error))
                 else:
                     if failures:
                         _log.info("The doorbell can be heard again, after %d questions without an answer", failures)
@@ -152,3 +151,9 @@ async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:
     """Take nothing but 200: aiohttp itself lets a redirect through."""
     if answer.status != 200:  # noqa: PLR2004
         raise aiohttp.ClientResponseError(answer.request_info, (), status=answer.status)
+
+
+def _tell(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"HTTP {error.status} {error.message}".strip()
+    return f"{type(error).__name__}: {error}"

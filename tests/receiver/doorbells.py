@@ -278,7 +278,7 @@ class Front:
 class Served:
     """A doorbell that serves HTTPS on loopback, in a thread."""
 
-    def __init__(self, folder: Path, *, port: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         import trustme  # noqa: PLC0415 - a test that is skipped needs none
         import uvicorn  # noqa: PLC0415
 
@@ -289,7 +289,7 @@ class Served:
         certificate.private_key_and_cert_chain_pem.write_to_path(self.own_file)
         authority.cert_pem.write_to_path(self.own_file, append=True)
         self.front = Front(api_server())
-        self.socket = socket.create_server(("127.0.0.1", port))
+        self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.url = f"https://localhost:{self.port}"
         config = uvicorn.Config(self.front, ssl_certfile=self.own_file, log_config=None, access_log=False)
