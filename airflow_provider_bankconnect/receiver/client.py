@@ -50,7 +50,10 @@ def tell_receiver(
     with requests.Session() as session:
         # A proxy of the environment is for the world outside, and .netrc would take the place of our header.
         session.trust_env = False
-        session.mount("https://", _Adapter())
+        try:
+            session.mount("https://", _Adapter())
+        except OSError as error:
+            raise DoorbellError(f"[api] ssl_ca_file, or ssl_cert, cannot be read: {error}") from None
         session.headers["Authorization"] = f"Bearer {address.knock(address.tokens()[0])}"
         for first in range(0, len(rings), MOST_RINGS):
             sent = [{name: row.get(name) for name in _FIELDS} for row in rings[first : first + MOST_RINGS]]

@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from doorbells import DAGS, LONELY, TOKEN, Caller, Database, Served, airflow_uses, api_server
+from doorbells import CONN_ID, DAGS, LONELY, TOKEN, Caller, Database, Served, airflow_uses, api_server
 from homes import Home
 
 from airflow_provider_bankconnect.receiver import address
+from airflow_provider_bankconnect.sandbox import Sandbox
 
 # Airflow's own commands, in one process: it takes seconds to get going.
 PREPARE = """
@@ -139,9 +141,21 @@ def api_server_at(monkeypatch):
 
 
 @pytest.fixture
-def served(sqlite, configure, api_server_at, tmp_path):  # noqa: ARG001 - the database is below it
-    """A doorbell that Airflow's own parts reach over HTTPS."""
+def box(monkeypatch):
+    """A BankConnect of its own for each test, to which two connections lead."""
+    with Sandbox(webhook_retries=0) as sandbox:
+        for conn_id in (CONN_ID, LONELY):
+            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", sandbox.connection_json)
+        yield sandbox
+
+
+@pytest.fixture
+def served(box, sqlite, configure, api_server_at, tmp_path):  # noqa: ARG001 - the database is below it
+    """A doorbell that Airflow's own parts reach over HTTPS, and the sandbox."""
+    certificate, key = box.issue_certificate(tmp_path)
+    # As people do whose certificate comes from their own authority.
+    certificate.write_text(certificate.read_text() + box.ca_pem)
     configure(webhook_token=TOKEN)
-    with Served(tmp_path) as server:
+    with Served(Path(box.ca_file), certificate, key) as server:
         api_server_at(server.url, server.ca_file)
         yield server

@@ -278,21 +278,17 @@ class Front:
 class Served:
     """A doorbell that serves HTTPS on loopback, in a thread."""
 
-    def __init__(self, folder: Path) -> None:
-        import trustme  # noqa: PLC0415 - a test that is skipped needs none
-        import uvicorn  # noqa: PLC0415
+    def __init__(self, ca_file: Path, certificate: Path, key: Path) -> None:
+        import uvicorn  # noqa: PLC0415 - a test that is skipped needs none
 
-        self.ca_file, self.own_file = str(folder / "ca.pem"), str(folder / "own.pem")
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(self.ca_file)
-        certificate = authority.issue_cert("localhost", "127.0.0.1")
-        certificate.private_key_and_cert_chain_pem.write_to_path(self.own_file)
-        authority.cert_pem.write_to_path(self.own_file, append=True)
+        self.ca_file, self.own_file = str(ca_file), str(certificate)
         self.front = Front(api_server())
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.url = f"https://localhost:{self.port}"
-        config = uvicorn.Config(self.front, ssl_certfile=self.own_file, log_config=None, access_log=False)
+        config = uvicorn.Config(
+            self.front, ssl_certfile=certificate, ssl_keyfile=key, log_config=None, access_log=False
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self.socket],), daemon=True)
 

@@ -165,3 +165,15 @@ def test_a_server_that_is_not_there_or_not_trusted_is_told_with_the_setting(serv
     with pytest.raises(DoorbellError, match=r"\(SSLError\)"):
         tell_receiver(CONN_ID, rows(1), "ring")
     assert not served.front.asked
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_file_that_cannot_be_read_is_told_with_the_setting(served, api_server_at, tmp_path, content):
+    """A sensor only counts, and must not fail of it."""
+    file = tmp_path / "bundle.pem"
+    if content:
+        file.write_text(content)
+    for files in ({"ca_file": str(file)}, {"ca_file": served.ca_file, "own_file": str(file)}):
+        api_server_at(served.url, **files)
+        with pytest.raises(DoorbellError, match=r"\[api\] ssl_ca_file, or ssl_cert, cannot be read"):
+            tell_receiver(CONN_ID, rows(1), "check")
