@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from doorbells import CONN_ID, DAGS, LONELY, TOKEN, Caller, Database, Served, airflow_uses, api_server
@@ -150,12 +149,18 @@ def box(monkeypatch):
 
 
 @pytest.fixture
-def served(box, sqlite, configure, api_server_at, tmp_path):  # noqa: ARG001 - the database is below it
-    """A doorbell that Airflow's own parts reach over HTTPS, and the sandbox."""
+def certificate(box, tmp_path):
+    """A server's certificate, and its key, from the sandbox's authority."""
     certificate, key = box.issue_certificate(tmp_path)
-    # As people do whose certificate comes from their own authority.
+    # As people do whose certificate comes from their own authority: so it can be trusted by itself.
     certificate.write_text(certificate.read_text() + box.ca_pem)
+    return certificate, key
+
+
+@pytest.fixture
+def served(certificate, box, sqlite, configure, api_server_at):  # noqa: ARG001 - the database is below it
+    """A doorbell that Airflow's own parts reach over HTTPS, and the sandbox."""
     configure(webhook_token=TOKEN)
-    with Served(Path(box.ca_file), certificate, key) as server:
-        api_server_at(server.url, server.ca_file)
+    with Served(*certificate) as server:
+        api_server_at(server.url, box.ca_file)
         yield server

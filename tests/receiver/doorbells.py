@@ -276,16 +276,15 @@ class Front:
 
 
 class Served:
-    """A doorbell that serves HTTPS on loopback, in a thread."""
+    """A doorbell that serves HTTPS on loopback, in a thread; without a certificate it serves HTTP."""
 
-    def __init__(self, ca_file: Path, certificate: Path, key: Path) -> None:
+    def __init__(self, certificate: Path | None = None, key: Path | None = None) -> None:
         import uvicorn  # noqa: PLC0415 - a test that is skipped needs none
 
-        self.ca_file, self.own_file = str(ca_file), str(certificate)
         self.front = Front(api_server())
         self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.url = f"https://localhost:{self.port}"
+        scheme, port = "https" if certificate else "http", self.socket.getsockname()[1]
+        self.url = f"{scheme}://localhost:{port}"
         config = uvicorn.Config(
             self.front, ssl_certfile=certificate, ssl_keyfile=key, log_config=None, access_log=False
         )

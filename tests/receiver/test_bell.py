@@ -21,8 +21,8 @@ LINK, ENTITY = "link:loan-1", "entity:entity-1"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Ask more often than a triggerer has to."""
-    monkeypatch.setattr(bells, "_EVERY_SECONDS", 0.1)
-    monkeypatch.setattr(bells, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(bells, "_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(bells, "_LONGEST_PAUSE", 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -187,8 +187,8 @@ async def test_a_thousand_waits_ask_as_often_as_one(served, ring):
     await ring(statement(link_id="577"))
     await until(lambda: waits[577].woken)
     await some_questions_later(served)
-    # At most one every 0.1 seconds, less a tenth.
-    assert len(questions(served)) - begin <= (asyncio.get_running_loop().time() - started) / 0.09 + 1
+    # At most one every 0.05 seconds, less a tenth.
+    assert len(questions(served)) - begin <= (asyncio.get_running_loop().time() - started) / 0.045 + 1
     assert sum(wait.woken for wait in waits) == 1
     assert served.connections == 1
     for wait in waits:
@@ -241,9 +241,9 @@ async def test_with_a_weak_token_nothing_is_asked_and_why_is_told_once(served, c
     assert "The waits go on without the doorbell: [bankconnect] webhook_token must have" in record.getMessage()
 
 
-async def test_a_server_that_is_away_is_told_once_and_heard_when_it_is_back(served, ring, caplog, api_server_at):
+async def test_a_server_that_is_away_is_told_once_and_heard_when_it_is_back(served, box, ring, caplog, api_server_at):
     caplog.set_level("INFO")
-    api_server_at("https://localhost:1", served.ca_file)
+    api_server_at("https://localhost:1", box.ca_file)
     async with Wait() as wait:
         await until(lambda: said(caplog))
         await ring(statement())
@@ -252,7 +252,7 @@ async def test_a_server_that_is_away_is_told_once_and_heard_when_it_is_back(serv
         assert record.levelname == "WARNING"
         assert "without the doorbell, which does not answer: ClientConnectorError: Cannot" in record.getMessage()
         assert not wait.woken
-        api_server_at(served.url, served.ca_file)
+        api_server_at(served.url, box.ca_file)
         await until(lambda: wait.woken)
     assert "The doorbell can be heard again" in said(caplog)[-1].getMessage()
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import requests
-from doorbells import CONN_ID, LONELY, NEEDS, ODD, PREVIOUS, TOKEN, statement
+from doorbells import CONN_ID, LONELY, NEEDS, ODD, PREVIOUS, TOKEN, Served, statement
 
 from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.receiver import client as clients
@@ -84,19 +84,27 @@ def test_the_token_itself_is_not_sent(served):
     assert TOKEN not in str(headers) + str(served.front.asked) + str(served.front.bodies)
 
 
-def test_parts_of_airflow_that_have_the_token_from_before_are_heard_while_it_rotates(served, sqlite, configure):
+def test_parts_of_airflow_that_have_the_token_from_before_are_heard_while_it_rotates(served, box, sqlite, configure):
     # The server, which reads its settings once, knows the new one and the one before.
     configure(webhook_token=PREVIOUS, webhook_token_previous=TOKEN)
-    requests.get(f"{served.url}/bankconnect/rings", verify=served.ca_file, timeout=30)
+    requests.get(f"{served.url}/bankconnect/rings", verify=box.ca_file, timeout=30)
     for token in (TOKEN, PREVIOUS):
         configure(webhook_token=token, webhook_token_previous=None)
         assert tell_receiver(CONN_ID, rows(token), "ring") == NOTHING | {"rung": 1}
     assert sqlite.rung == [TOKEN, PREVIOUS]
 
 
-def test_the_certificate_may_be_trusted_by_itself(served, api_server_at):
-    api_server_at(served.url, own_file=served.own_file)
+def test_the_certificate_may_be_trusted_by_itself(served, certificate, api_server_at):
+    api_server_at(served.url, own_file=str(certificate[0]))
     assert tell_receiver(CONN_ID, rows(1), "check") == {"unheard": 1}
+
+
+@pytest.mark.usefixtures("sqlite")
+def test_inside_a_network_of_ones_own_http_will_do(configure, api_server_at):
+    configure(webhook_token=TOKEN)
+    with Served() as server:
+        api_server_at(server.url)
+        assert tell_receiver(CONN_ID, rows(1), "check") == {"unheard": 1}
 
 
 def test_neither_a_proxy_nor_netrc_of_the_environment_stands_between(served, monkeypatch, tmp_path):
@@ -157,8 +165,8 @@ def test_a_connection_that_no_dag_listens_to_is_told(monkeypatch):
         tell_receiver(LONELY, rows(1), "ring")
 
 
-def test_a_server_that_is_not_there_or_not_trusted_is_told_with_the_setting(served, api_server_at):
-    api_server_at("https://localhost:1", served.ca_file)
+def test_a_server_that_is_not_there_or_not_trusted_is_told_with_the_setting(served, box, api_server_at):
+    api_server_at("https://localhost:1", box.ca_file)
     with pytest.raises(DoorbellError, match=r"No answer .* at https://localhost:1 \(ConnectionError\): is \[core\]"):
         tell_receiver(CONN_ID, rows(1), "ring")
     api_server_at(served.url)
@@ -168,12 +176,12 @@ def test_a_server_that_is_not_there_or_not_trusted_is_told_with_the_setting(serv
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_certificate_file_that_cannot_be_read_is_told_with_the_setting(served, api_server_at, tmp_path, content):
+def test_a_certificate_file_that_cannot_be_read_is_told_with_the_setting(served, box, api_server_at, tmp_path, content):
     """A sensor only counts, and must not fail of it."""
     file = tmp_path / "bundle.pem"
     if content:
         file.write_text(content)
-    for files in ({"ca_file": str(file)}, {"ca_file": served.ca_file, "own_file": str(file)}):
+    for files in ({"ca_file": str(file)}, {"ca_file": box.ca_file, "own_file": str(file)}):
         api_server_at(served.url, **files)
         with pytest.raises(DoorbellError, match=r"\[api\] ssl_ca_file, or ssl_cert, cannot be read"):
             tell_receiver(CONN_ID, rows(1), "check")

@@ -262,10 +262,10 @@ def test_a_doorbell_that_does_not_take_it_fails_the_task_with_what_to_do(served,
     # What was rung for before that stays so.
     assert sqlite.rung == ["2"]
     sqlite.change("drop trigger refuse")
-    api_server_at("https://localhost:1", served.ca_file)
+    api_server_at("https://localhost:1", box.ca_file)
     with pytest.raises(DoorbellError, match="No answer from BankConnect's doorbell at https://localhost:1"):
         catch_up()
-    api_server_at(served.url, served.ca_file)
+    api_server_at(served.url, box.ca_file)
     configure(webhook_token=PREVIOUS)
     with pytest.raises(DoorbellError, match=r"HTTP 404: is \[bankconnect\] webhook_token the same here and there"):
         catch_up()
@@ -309,6 +309,14 @@ def test_without_a_url_the_doorbells_own_address_is_registered_and_told_nobody(b
     said = log()
     assert TOKEN not in said
     assert "BankConnect sends webhooks to localhost now, in mode 1" in said
+
+
+@pytest.mark.usefixtures("served")
+def test_an_address_that_the_world_reaches_needs_nothing_more_to_be_said(box, configure):
+    configure(public_url="https://airflow.example.com/team/")
+    BankConnectUpdateWebhookOperator(task_id="register", webhook_url=None).execute({})
+    assert box.webhook_url == f"https://airflow.example.com/team/bankconnect/webhook/{CONN_ID}/{TOKEN}"
+    assert box.webhook_mode == 0
 
 
 @pytest.mark.usefixtures("public")
