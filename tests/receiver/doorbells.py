@@ -45,6 +45,8 @@ for dag_id, conn_id in (("first", {CONN_ID!r}), ("odd", {ODD!r}), ("odd_too", {O
     with DAG(dag_id=dag_id, schedule=PartitionedAssetTimetable(assets=webhook_asset(conn_id))):
         EmptyOperator(task_id="work")
 """
+# What takes longer hangs.
+_LONGEST = 120.0
 JSON = ("content-type", "application/json")
 
 
@@ -218,7 +220,8 @@ class Caller:
             said.append(message)
 
         try:
-            await self.app(scope, receive, send)
+            async with asyncio.timeout(_LONGEST):
+                await self.app(scope, receive, send)
         finally:
             over.set()
         start, *rest = said

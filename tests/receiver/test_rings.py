@@ -217,8 +217,8 @@ async def test_airflow_looks_for_the_run_to_come_of_each_ring_among_new_ones_onl
 
 
 @contextmanager
-def refused(database, *, at_commit=False):
-    """Have the database take no event of one customer."""
+def refused(database, *, at_commit=False, code="P0001"):
+    """Have the database take no event of one customer; ``53100`` is a full disk."""
     if database.name == "sqlite":
         database.change(
             "create trigger refuse before insert on asset_event when new.partition_key = 'link:poison' "
@@ -227,7 +227,8 @@ def refused(database, *, at_commit=False):
     else:
         database.change(
             "create function refuse() returns trigger language plpgsql as $$ begin "
-            "if new.partition_key = 'link:poison' then raise 'refused'; end if; return new; end $$"
+            f"if new.partition_key = 'link:poison' then raise 'refused' using errcode = '{code}'; end if; "
+            "return new; end $$"
         )
         when = "constraint trigger refuse after" if at_commit else "trigger refuse before"
         deferred = "deferrable initially deferred" if at_commit else ""
@@ -258,6 +259,19 @@ async def test_what_fails_at_the_commit_is_not_acknowledged_to_anybody(doorbell,
     assert not postgres.query("select 1 from asset_partition_dag_run where partition_key != 'link:1'")
 
 
+async def test_trouble_of_the_databases_own_is_no_rings_fault(doorbell, postgres, caplog):
+    """It is tried again for all; then nobody is told that it was taken."""
+    with refused(postgres, code="53100"):
+        answers = await asyncio.gather(*(doorbell.post(statement(link_id=link)) for link in ("1", "poison", "2")))
+        assert [answer.status for answer in answers] == [503] * 3
+        assert "The database took none of 3 rings" in caplog.text
+        assert "could not be made an event" not in caplog.text
+        assert not postgres.events
+        assert (await doorbell.post(statement(link_id="1"))).json() == RUNG
+    assert (await doorbell.post(statement(link_id="poison"))).json() == RUNG
+    assert [key for _, key, _ in postgres.events] == ["link:1", "link:poison"]
+
+
 async def test_a_listener_of_somebody_elses_that_raises_takes_nobody_along(doorbell, database):
     from airflow.listeners import hookimpl  # noqa: PLC0415 - a test that is skipped needs none
     from airflow.listeners.listener import get_listener_manager  # noqa: PLC0415
@@ -280,6 +294,31 @@ async def test_a_listener_of_somebody_elses_that_raises_takes_nobody_along(doorb
     assert outcomes(answers) == [RUNG] * 5
     assert heard == [address.asset_uri(CONN_ID)] * 5
     assert len(database.events) == 5
+
+
+async def test_a_listener_hears_of_a_ring_when_it_is_committed(doorbell, database):
+    from airflow.listeners import hookimpl  # noqa: PLC0415 - a test that is skipped needs none
+    from airflow.listeners.listener import get_listener_manager  # noqa: PLC0415
+
+    from airflow_provider_bankconnect.receiver import rings  # noqa: PLC0415
+
+    if not rings._CALLBACKS:
+        pytest.skip("needs Airflow 3.3: before, it tells listeners while it writes")
+    seen = []
+
+    class Listener:
+        @hookimpl
+        def on_asset_changed(self, asset):
+            seen.append((asset.uri, len(database.events)))
+
+    listener = Listener()
+    get_listener_manager().add_listener(listener)
+    try:
+        await asyncio.gather(*(doorbell.post(statement(link_id=str(number))) for number in range(3)))
+    finally:
+        get_listener_manager().pm.unregister(listener)
+    assert [uri for uri, _ in seen] == [address.asset_uri(CONN_ID)] * 3
+    assert all(count >= number for number, (_, count) in enumerate(seen, start=1))
 
 
 async def test_who_hangs_up_before_the_answer_has_rung_all_the_same(doorbell, database):
@@ -413,6 +452,8 @@ async def test_ten_thousand_wrong_tokens_make_no_query_and_take_no_memory(sqlite
         for number in numbers:
             answer = await bare.post(body, conn_id=f"conn-{number}", token=f"wrong-token-{number}")
             assert answer.status == 404
+            # The loop, too, clears up behind itself.
+            await asyncio.sleep(0)
 
     await knock(range(1000))
     tracemalloc.start()
