@@ -48,7 +48,7 @@ class Bell:
         self._whispers: dict[str, tuple[str, str]] = {}
         self._heard: dict[str, float] = {}
         self._known: set[int] = set()
-        self._now: datetime | None = None
+        self._query: dict[str, str] = {}
         self._token: str | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -98,7 +98,7 @@ class Bell:
             _log.warning("The waits go on without the doorbell: %s", error)
             return
         # After hours without a wait, what has rung since the last one is no news to the next.
-        self._now, self._whispers = None, {}
+        self._query, self._whispers = {}, {}
         for customer in self._waits:
             self._name(customer)
         failures = 0
@@ -127,13 +127,13 @@ class Bell:
 
     async def _ask(self, session: aiohttp.ClientSession) -> bool:
         url = f"{address.api_server_url()}{address.PREFIX}/rings"
-        query = {}
-        if self._now is not None:
-            query = {"since": (self._now - _OVERLAP).isoformat(), "after": self._now.isoformat()}
-        async with session.get(url, params=query, allow_redirects=False, raise_for_status=_raise_for_status) as answer:
+        async with session.get(
+            url, params=self._query, allow_redirects=False, raise_for_status=_raise_for_status
+        ) as answer:
             told: dict[str, Any] = await answer.json()
         now = asyncio.get_running_loop().time()
-        self._now = datetime.fromisoformat(told["now"])
+        moment = datetime.fromisoformat(told["now"])
+        self._query = {"since": (moment - _OVERLAP).isoformat(), "after": moment.isoformat()}
         self._heard = {name: at for name, at in self._heard.items() if now - at < _REMEMBERED_SECONDS}
         numbers, known = set(), self._known
         for number, *whispers in told["rings"]:

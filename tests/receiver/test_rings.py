@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tracemalloc
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
-from doorbells import CONN_ID, LONELY, NEEDS, ODD, Caller, airflow_uses, statement
+from doorbells import CONN_ID, LONELY, NEEDS, ODD, TOKEN, Caller, airflow_uses, statement
 from sqlalchemy import event
 
-from airflow_provider_bankconnect.receiver import address
+from airflow_provider_bankconnect.receiver import address, rings
 from airflow_provider_bankconnect.receiver.plugin import Doorbell
 
 pytestmark = NEEDS
@@ -469,3 +471,33 @@ async def test_ten_thousand_wrong_tokens_make_no_query_and_take_no_memory(sqlite
     assert not sqlite.events
     assert (await bare.post(statement())).json() == RUNG
     assert statements
+
+
+# News
+
+
+async def ask_for_news(doorbell, after):
+    knock = ("authorization", f"Bearer {address.knock(TOKEN)}")
+    query = urlencode({"after": after.isoformat()})
+    async with asyncio.timeout(60):
+        answer = await doorbell.send(f"{address.PREFIX}/rings?{query}", method="GET", headers=[knock])
+    return len(answer.json()["rings"])
+
+
+@pytest.mark.usefixtures("sqlite")
+async def test_who_asks_for_news_is_told_when_they_come(doorbell, monkeypatch):
+    monkeypatch.setattr(rings, "_HOLD_SECONDS", 3600.0)
+    asking = [asyncio.create_task(ask_for_news(doorbell, datetime.now(UTC))) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    await doorbell.post(statement(link_id="loan-1"))
+    assert await asyncio.gather(*asking) == [1, 1, 1]
+    # And what came since the last answer, while nobody asked, is told at once.
+    since = datetime.now(UTC)
+    await doorbell.post(statement(link_id="loan-2"))
+    assert await ask_for_news(doorbell, since) == 2
+
+
+@pytest.mark.usefixtures("sqlite")
+async def test_who_asks_for_news_is_not_held_for_long(doorbell, monkeypatch):
+    monkeypatch.setattr(rings, "_HOLD_SECONDS", 0.01)
+    assert await ask_for_news(doorbell, datetime.now(UTC)) == 0
