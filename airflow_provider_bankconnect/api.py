@@ -215,12 +215,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it came. ``retry_after`` is that header, ``received_at`` an aware time."""
+    """One answer as it came.
+
+    :param retry_after: that header, and ``encoding``: the header ``Content-Encoding``.
+    :param received_at: an aware time.
+    """
 
     status: int
     body: bytes = field(repr=False)
     retry_after: str | None = None
     received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    encoding: str | None = None
 
 
 Call: TypeAlias = Generator[Request, Answer, T]
@@ -400,6 +405,12 @@ def check_status(request: Request, answer: Answer) -> Answer:
     """Pass a 200 on; raise everything else as the error that it is."""
     status, call = answer.status, request.call
     if status == 200:
+        # Every request asks for none: a kilobyte of a compressed answer may be a megabyte.
+        if (answer.encoding or "").strip().lower() not in {"", "identity"}:
+            raise BankConnectResponseError(
+                f"{call}: HTTP 200, but compressed, which was not asked for: is there a proxy that compresses?",
+                status=status,
+            )
         return answer
     if status in {401, 402, 403}:
         raise BankConnectAuthError(

@@ -6,21 +6,30 @@ They carry bytes, and see to it that the keys go to the connection's own base UR
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
+import math
 import random
 import ssl
 import time
 import uuid
+from contextvars import ContextVar
+from dataclasses import replace
+from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import aiohttp
 import requests
 import tenacity
+import urllib3
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.util.ssl_ import create_urllib3_context
 from yarl import URL
 
 from airflow_provider_bankconnect import __version__, api
@@ -28,16 +37,22 @@ from airflow_provider_bankconnect.api import ConnectionSettings, WebhookMode
 from airflow_provider_bankconnect.get_provider_info import get_provider_info
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
     from types import TracebackType
     from typing import Self
 
     from airflow.providers.common.compat.sdk import Connection
+    from typing_extensions import Buffer
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_HEADERS: Final = {"Accept": "application/json", "User-Agent": f"airflow-provider-bankconnect/{__version__}"}
+_HEADERS: Final = {
+    "Accept": "application/json",
+    # Nothing is inflated: a few kilobytes could become gigabytes.
+    "Accept-Encoding": "identity",
+    "User-Agent": f"airflow-provider-bankconnect/{__version__}",
+}
 _CHUNK_BYTES: Final = 64 * 1024
 _CLOSING_SECONDS: Final = 0.02
 # Longer than people poll: a kept connection saves the TLS handshake of the next poll.
@@ -208,22 +223,30 @@ class BankConnectHook(BaseHook):
         self.log.warning("%s; trying again in %.1f s (%d of %d)", error, pause, state.attempt_number, self.max_retries)
 
     def _send(self, request: api.Request) -> api.Answer:
-        settings = self.settings
-        started = time.monotonic()
+        return api.check_status(request, self._exchange(request))
+
+    def _exchange(self, request: api.Request) -> api.Answer:
+        settings, session = self.settings, self._session
+        answer: api.Answer | None = None
+        token = _deadline.set(time.monotonic() + settings.timeout)
         try:
-            with self._session.request(
+            with session.request(
                 request.method, f"{settings.base_url}/{request.path}", json=request.json, stream=True
             ) as response:
+                answer = _answer(response.status_code, response.headers)
                 body = bytearray()
-                for chunk in response.iter_content(_CHUNK_BYTES):
-                    body += chunk
-                    _refuse_large(request, len(body))
-                    if time.monotonic() - started > settings.timeout:
-                        raise requests.Timeout
-                answer = api.Answer(response.status_code, bytes(body), response.headers.get("Retry-After"))
-        except requests.RequestException as error:
-            raise _no_answer(request, error) from None
-        return api.check_status(request, answer)
+                # Read so, and not as a stream, its lines between the chunks have a limit.
+                while piece := response.raw.read1(_CHUNK_BYTES, decode_content=False):
+                    body += piece
+                    _refuse_large(request, answer, len(body))
+                answer = replace(answer, body=bytes(body))
+        # urllib3 lets some of the last two through: a negative length of a chunk is a ValueError of a file's.
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if answer is None or answer.status == HTTPStatus.OK:
+                raise _no_answer(request, error) from None
+        finally:
+            _deadline.reset(token)
+        return answer
 
 
 class BankConnectAsyncHook:
@@ -314,6 +337,7 @@ class BankConnectAsyncHook:
             ),
             headers=_HEADERS,
             timeout=aiohttp.ClientTimeout(total=settings.timeout),
+            auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._settings = settings
@@ -351,6 +375,7 @@ class BankConnectAsyncHook:
             raise RuntimeError("BankConnectAsyncHook was closed while it was sending")
         # Encoded already: yarl would undo a part of it.
         url = URL(f"{settings.base_url}/{request.path}", encoded=True)
+        answer: api.Answer | None = None
         try:
             # The keys go with the request: what is the session's own, aiohttp tells the proxy too, in clear.
             async with self._session.request(
@@ -361,13 +386,15 @@ class BankConnectAsyncHook:
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
+                answer = _answer(response.status, response.headers)
                 body = bytearray()
-                async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-                    body += chunk
-                    _refuse_large(request, len(body))
-                answer = api.Answer(response.status, bytes(body), response.headers.get("Retry-After"))
+                async for piece in response.content.iter_chunked(_CHUNK_BYTES):
+                    body += piece
+                    _refuse_large(request, answer, len(body))
+                answer = replace(answer, body=bytes(body))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _no_answer(request, error) from None
+            if answer is None or answer.status == HTTPStatus.OK:
+                raise _no_answer(request, error) from None
         return api.check_status(request, answer)
 
 
@@ -383,12 +410,43 @@ class _Keys(AuthBase):
         return request
 
 
+_deadline: ContextVar[float] = ContextVar("bankconnect_deadline", default=math.inf)
+
+
+class _Socket(ssl.SSLSocket):
+    """Reads until the request has to be over: to ``requests`` its timeout begins anew with every byte that comes."""
+
+    def read(self, len: int = 1024, buffer: Buffer | None = None) -> bytes:  # noqa: A002 - ssl's own
+        left = _deadline.get() - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if left < (self.gettimeout() or math.inf):
+            self.settimeout(left)
+        return super().read(len, buffer)
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as requests has it
+        super().init_poolmanager(*arguments, **more, ssl_context=_hurried_context())
+
+    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:  # noqa: ANN401
+        return super().proxy_manager_for(proxy, **more, ssl_context=_hurried_context())
+
+
+def _hurried_context() -> ssl.SSLContext:
+    context = create_urllib3_context()
+    context.sslsocket_class = _Socket
+    return context
+
+
 class _Session(requests.Session):
     """A session that follows no redirect, and trusts what the connection says whatever the environment says."""
 
     def __init__(self, settings: ConnectionSettings, ca_bundle: str | None) -> None:
         super().__init__()
         self.headers.update(_HEADERS)
+        self.mount("https://", _Adapter())
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self.auth = _Keys(settings)
         self._timeout = settings.timeout
         self._ca_bundle = ca_bundle
@@ -500,7 +558,14 @@ def _wait(state: tenacity.RetryCallState) -> float:
     )
 
 
-def _refuse_large(request: api.Request, size: int) -> None:
+def _answer(status: int, headers: Mapping[str, str]) -> api.Answer:
+    return api.Answer(status, b"", headers.get("Retry-After"), encoding=headers.get("Content-Encoding"))
+
+
+def _refuse_large(request: api.Request, answer: api.Answer, size: int) -> None:
+    if answer.status != HTTPStatus.OK and size > _CHUNK_BYTES:
+        # The status is the error. Its body is read only so that the connection can be kept.
+        raise OSError(errno.EFBIG, "the rest of the body is of no interest")
     if size > api.MAX_ANSWER_BYTES:
         raise api.BankConnectResponseError(
             f"{request.call}: the answer is larger than {api.MAX_ANSWER_BYTES // 2**20} MiB, and was not read on"

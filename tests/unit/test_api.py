@@ -629,6 +629,30 @@ def test_a_200_is_passed_on():
     assert check_status(ASKED, given) is given
 
 
+@pytest.mark.parametrize("encoding", [None, "", " ", "identity", " Identity "])
+def test_an_answer_that_is_not_compressed_is_passed_on(encoding):
+    given = Answer(200, b"x", encoding=encoding)
+    assert check_status(ASKED, given) is given
+
+
+@pytest.mark.parametrize(
+    "encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "gzip, gzip", "S3cret"]
+)
+def test_an_answer_that_is_compressed_is_refused(encoding):
+    """Nobody asked for that, and nobody knows what it would grow to."""
+    with pytest.raises(BankConnectResponseError) as caught:
+        check_status(ASKED, Answer(200, b"x", encoding=encoding))
+    assert str(caught.value) == (
+        "some_call: HTTP 200, but compressed, which was not asked for: is there a proxy that compresses?"
+    )
+    assert caught.value.status == 200
+
+
+def test_an_error_is_the_same_whether_it_is_compressed_or_not():
+    with pytest.raises(BankConnectServerError):
+        check_status(ASKED, Answer(503, b"x", encoding="gzip"))
+
+
 KEYS = "some_call: HTTP {}: BankConnect refuses these keys. Check API Key and Server Hash of the connection"
 REDIRECT = (
     "some_call: HTTP {}: a redirect, which is never followed, for the keys would go along. Check the connection's host"
