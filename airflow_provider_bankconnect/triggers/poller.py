@@ -64,7 +64,6 @@ class Poller:
         self._hook = BankConnectAsyncHook(bankconnect_conn_id)
         self._loop = asyncio.get_running_loop()
         self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
-        self._in_flight: set[asyncio.Task[Rows | Exception]] = set()
         self._askers: Counter[tuple[str, ...]] = Counter()
         self._answered: dict[tuple[str, ...], float] = {}
         self._customers: dict[str, Counter[tuple[str, ...]]] = {}
@@ -98,7 +97,6 @@ class Poller:
         if poll is None or self._loop.time() - self._answered.get(key, self._loop.time()) > max_age:
             poll = self._polls[key] = self._loop.create_task(self._poll(gate))
             self._answered.pop(key, None)
-            self._in_flight.add(poll)
             poll.add_done_callback(lambda done: self._note_answer(key, done))
         self._askers[key] += 1
         try:
@@ -174,15 +172,13 @@ class Poller:
     async def close(self) -> None:
         """End what is still in flight, and close the session."""
         _holds.setdefault(self._loop, {})[self._hook.bankconnect_conn_id] = self._resume_at
-        # A ring may have taken their names: they are not among the named ones only.
-        polls = list(self._in_flight)
+        polls = list(self._polls.values())
         for poll in polls:
             poll.cancel()
         await asyncio.gather(*polls, return_exceptions=True)
         await self._hook.close()
 
     def _note_answer(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
-        self._in_flight.discard(poll)
         if self._polls.get(key) is poll:
             self._answered[key] = self._loop.time()
             self._loop.call_later(SHARED_SECONDS, self._forget, key, poll)

@@ -168,4 +168,4 @@ async def test_nothing_is_remembered_of_rings_when_the_waits_have_ended(box):
     await end(wait)
     assert not kept._rings
     assert not kept._customers
-    assert not kept._in_flight
+    assert not kept._polls

@@ -16,7 +16,8 @@ from cryptography.fernet import Fernet
 from homes import FERNET_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from homes import Home
 
@@ -39,10 +40,15 @@ class Leak:
 
 def find_leaks(home: Home, secrets: dict[str, str]) -> set[Leak]:
     """Search all files and all rows of a home."""
+    return leaks_in(haystacks(home), secrets)
+
+
+def leaks_in(hays: Iterable[tuple[str, bytes]], secrets: dict[str, str]) -> set[Leak]:
+    """Search whatever there is, each with its name."""
     wanted = [(name, form, needle) for name, value in secrets.items() for form, needle in forms(value)]
     return {
         Leak(name, form, where, _around(hay, needle))
-        for where, hay in haystacks(home)
+        for where, hay in hays
         for name, form, needle in wanted
         if needle in hay
     }
@@ -78,17 +84,24 @@ def forms(secret: str) -> Iterator[tuple[str, bytes]]:
 
 def haystacks(home: Home) -> Iterator[tuple[str, bytes]]:
     """All files, the raw bytes of the database with its journals among them, and all rows of all tables."""
-    for path in sorted(home.folder.rglob("*")):
-        if path.is_file():
-            name, hay = str(path.relative_to(home.folder)), path.read_bytes()
-            yield name, TOLD_TO_THE_MASKER.sub(b"", hay) if name.startswith("output-") else hay
+    for name, hay in files_in(home.folder):
+        yield name, TOLD_TO_THE_MASKER.sub(b"", hay) if name.startswith("output-") else hay
     for table, columns, row in rows(home):
-        yield f"table {table}", b"\n".join(_as_bytes(value) for value in row)
-        if table == "trigger":
-            yield (
-                "table trigger",
-                decrypted(row[columns.index("kwargs")], home.environment["AIRFLOW__CORE__FERNET_KEY"]),
-            )
+        yield from of_row(table, dict(zip(columns, row, strict=True)), home.environment["AIRFLOW__CORE__FERNET_KEY"])
+
+
+def files_in(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """All files below a folder."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield str(path.relative_to(folder)), path.read_bytes()
+
+
+def of_row(table: str, row: Mapping[str, object], fernet_key: str) -> Iterator[tuple[str, bytes]]:
+    """A row as it is, and what a trigger is remembered with as the triggerer reads it."""
+    yield f"table {table}", b"\n".join(_as_bytes(value) for value in row.values())
+    if table == "trigger":
+        yield "table trigger", decrypted(str(row["kwargs"]), fernet_key)
 
 
 def rows(home: Home) -> Iterator[tuple[str, list[str], tuple[object, ...]]]:
@@ -108,7 +121,7 @@ def decrypted(kwargs: str, key: str = FERNET_KEY) -> bytes:
 
 
 def _as_bytes(value: object) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    return bytes(value) if isinstance(value, bytes | memoryview) else str(value).encode("utf-8", "surrogateescape")
 
 
 def _around(hay: bytes, needle: bytes) -> str:
