@@ -44,8 +44,9 @@ lint: $(READY)  ## Style
 types: $(READY)  ## Types, strictly
 	$(VENV)/bin/mypy
 
+# Two at once: most tests wait for something. A file stays together, for it shares what is slow to set up.
 test: lint types  ## Style, types and every test
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 doorbell: $(READY)  ## The doorbell on a busy day: a whole Airflow on PostgreSQL, fifty customers at once, ten kills: ten minutes
 	BANKCONNECT_DOORBELL=full $(PY) -m pytest -m "" tests/system/test_doorbell.py tests/system/test_standalone.py

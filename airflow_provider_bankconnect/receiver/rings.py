@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # So many wait for the database at most: more would wait longer than anybody listens for the answer.
 _MOST_WAITING: Final = 1000
-# So many are written at once: each holds the asset's lock for a few milliseconds.
-_GROUP: Final = 50
+# So many are written at once: each costs some milliseconds, and those that come meanwhile wait for the whole group.
+_GROUP: Final = 20
 _MOST_TOLD: Final = 5000
 # Who asks for news is held on so long, in case some come.
 _HOLD_SECONDS: Final = 1.0
