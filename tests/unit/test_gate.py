@@ -530,7 +530,7 @@ class Number(IntEnum):
         (object(), False),
         ({"a": 1}, False),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_an_argument_is_known_at_parsing_unless_it_is_a_template_or_of_another_task(value, known):
     assert is_literal(value) is known
