@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from airflow.providers.common.compat.sdk import Connection
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+    from airflow.providers.common.compat.sdk import Connection as AirflowConnection
     from typing_extensions import Buffer
 
 T = TypeVar("T")
@@ -332,9 +334,7 @@ class BankConnectAsyncHook:
         context = await asyncio.to_thread(_ssl_context, self.bankconnect_conn_id, settings)
         self._proxy = _proxy(settings)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=settings.max_concurrency, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=context
-            ),
+            connector=_Connector(limit=settings.max_concurrency, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=context),
             headers=_HEADERS,
             timeout=aiohttp.ClientTimeout(total=settings.timeout),
             auto_decompress=False,
@@ -376,6 +376,7 @@ class BankConnectAsyncHook:
         # Encoded already: yarl would undo a part of it.
         url = URL(f"{settings.base_url}/{request.path}", encoded=True)
         answer: api.Answer | None = None
+        _connection.set(None)
         try:
             # The keys go with the request: what is the session's own, aiohttp tells the proxy too, in clear.
             async with self._session.request(
@@ -392,10 +393,31 @@ class BankConnectAsyncHook:
                     body += piece
                     _refuse_large(request, answer, len(body))
                 answer = replace(answer, body=bytes(body))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except BaseException as error:
+            # Closed only, it would wait half a minute for the goodbye of a server that may not listen.
+            if (connection := _connection.get()) is not None:
+                connection.abort()
+            if not isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
+                raise
             if answer is None or answer.status == HTTPStatus.OK:
                 raise _no_answer(request, error) from None
         return api.check_status(request, answer)
+
+
+# The one that the running task's request was given last.
+_connection: ContextVar[asyncio.Transport | None] = ContextVar("bankconnect_connection", default=None)
+
+
+class _Connector(aiohttp.TCPConnector):
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        _connection.set(connection.transport)
+        return connection
 
 
 class _Keys(AuthBase):
@@ -503,7 +525,7 @@ def _widget(kind: type) -> object:
     return KeptPassword()
 
 
-def _parse(conn_id: str, connection: Connection, extra: dict[str, Any]) -> ConnectionSettings:
+def _parse(conn_id: str, connection: AirflowConnection, extra: dict[str, Any]) -> ConnectionSettings:
     return ConnectionSettings.parse(
         conn_id, host=connection.host, port=connection.port, password=connection.password, extra=extra
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import ssl
 import threading
@@ -38,6 +39,7 @@ class Peer:
                 return b""
             request += data
         self._server.requests.append(request)
+        self._server.asked.set()
         return request
 
     def send(self, data: bytes) -> None:
@@ -57,6 +59,13 @@ class Peer:
                 if self._server.stopping.wait(0.05):
                     return
 
+    def be_deaf(self) -> None:
+        """Neither speak nor listen, and wait for the client to leave."""
+        leaving = select.poll()
+        leaving.register(self._sock, select.POLLRDHUP)
+        while not self._server.stopping.is_set() and not leaving.poll(50):
+            pass
+
     def say_nothing(self) -> None:
         """Keep the connection, and wait for the client to leave."""
         while self._sock.recv(65536):
@@ -74,6 +83,7 @@ class Hostile:
         self._behave = behave
         self._tls = tls
         self.requests: list[bytes] = []
+        self.asked = threading.Event()
         self.connections = 0
         self.stopping = threading.Event()
         self.lost_patience = False

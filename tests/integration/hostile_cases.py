@@ -101,6 +101,17 @@ def hanging(data: bytes) -> Behaviour:
     return behave
 
 
+def deaf(data: bytes) -> Behaviour:
+    """Send something, and then neither speak nor listen: no goodbye is answered."""
+
+    def behave(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(data)
+        peer.be_deaf()
+
+    return behave
+
+
 def echo(head: bytes, tail: bytes) -> Behaviour:
     """Send the request back, the keys in it, between these."""
 
@@ -228,6 +239,8 @@ CASES = [
     not_in_time("no-answer", silence),
     not_in_time("half-a-head", hanging(OK)),
     not_in_time("half-a-body", hanging(OK + b"Content-Length: 15\r\n\r\n" + EMPTY[:5])),
+    not_in_time("deaf-before-the-head", deaf(b"")),
+    not_in_time("deaf-in-the-body", deaf(OK + b"Content-Length: 15\r\n\r\n" + EMPTY[:5])),
     no_whole_answer("hung-up", once(b"")),
     # What grows when it is read.
     *(

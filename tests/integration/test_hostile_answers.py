@@ -25,6 +25,7 @@ from hostile_cases import (
     PLANTED,
     always,
     any_answer,
+    deaf,
     history,
     whole,
 )
@@ -166,6 +167,20 @@ def test_no_compressed_answer_is_asked_for(kind, connect):
         connect(server)
         assert ask(kind, LOOK) == [[]]
     assert b"\r\naccept-encoding: identity\r\n" in server.requests[0].lower()
+
+
+@pytest.mark.parametrize("why", ["time", "cancelled"])
+async def test_what_breaks_off_is_cut_off_though_the_server_does_not_listen(why, connect):
+    with Hostile(deaf(OK + b"Content-Length: 15\r\n\r\n")) as server:
+        connect(server, timeout=1 if why == "time" else 50)
+        async with BankConnectAsyncHook() as hook:
+            asked = asyncio.create_task(hook.get_webhook_payloads("L"))
+            if why == "cancelled":
+                await asyncio.to_thread(server.asked.wait)
+                asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            # The hook goes on, as that of many waits would.
+            assert await asyncio.to_thread(server.is_left_alone)
 
 
 @both

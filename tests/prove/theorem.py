@@ -162,7 +162,7 @@ def _binds(reply: Reply, told: Told) -> bool:
 
 
 def _is_failure(reply: Reply) -> bool:
-    return reply.status in {0, 429} or reply.status >= 500 or "half" in reply.faults
+    return reply.status in {0, 429} or reply.status >= 500 or (reply.status == 200 and "half" in reply.faults)
 
 
 # The pace

@@ -22,8 +22,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import requests
+import urllib3
 from schedules import REQUEST_TIMEOUT
 
+from airflow_provider_bankconnect.hooks import bankconnect as hooks
 from airflow_provider_bankconnect.sandbox.faults import Faults
 
 if TYPE_CHECKING:
@@ -184,17 +186,29 @@ def replaced(wire: Wire, process: Callable[[], str]) -> Iterator[None]:
         reply = wire.fetch_at_once(request.url or "")
         response = requests.Response()
         response.status_code = reply.status
-        response.raw = io.BytesIO(_whole_or_half(reply, requests.exceptions.ChunkedEncodingError))
+        response.raw = _Raw(reply)
         if reply.retry_after is not None:
             response.headers["Retry-After"] = reply.retry_after
         return response
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(aiohttp, "ClientSession", Session))
-        stack.enter_context(patch.object(aiohttp, "TCPConnector", lambda **_: None))
+        stack.enter_context(patch.object(hooks, "_Connector", lambda **_: None))
         stack.enter_context(patch.object(requests.adapters.HTTPAdapter, "send", send))
         stack.enter_context(patch.object(ssl, "create_default_context", _context))
         yield
+
+
+class _Raw(io.BytesIO):
+    """What requests gives of a reply's body."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.body)
+        self._reply = reply
+
+    def read1(self, size: int = -1, *, decode_content: bool = True) -> bytes:  # noqa: ARG002 - urllib3's own
+        _refuse_half(self._reply, urllib3.exceptions.ProtocolError)
+        return super().read1(size)
 
 
 class _Response:
@@ -207,13 +221,13 @@ class _Response:
         self._reply = reply
 
     async def iter_chunked(self, _size: int) -> AsyncIterator[bytes]:
-        yield _whole_or_half(self._reply, aiohttp.ClientPayloadError)
+        _refuse_half(self._reply, aiohttp.ClientPayloadError)
+        yield self._reply.body
 
 
-def _whole_or_half(reply: Reply, broken: type[Exception]) -> bytes:
+def _refuse_half(reply: Reply, broken: type[Exception]) -> None:
     if "half" in reply.faults:
         raise broken
-    return reply.body
 
 
 _context = functools.cache(lambda **_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
