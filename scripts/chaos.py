@@ -264,9 +264,28 @@ class Chaos:
         doubled = [link for link, count in events.items() if count > 1]
         if doubled:
             self.wrong.append(f"rung for twice: {doubled}")
+        self.check_runs()
         self.search_for_secrets()
         lost = sum(wait.fate == "completes" and wait.link not in events for wait in self.waits)
         say(f"{len(events)} completions rang; {lost} webhooks got no answer, and their gates opened all the same")
+
+    def check_runs(self) -> None:
+        """Compare the runs that were rung for with the rings: a run for each customer, and none without a ring."""
+        rings = dict(self.query("select partition_key, count(*) from asset_event group by partition_key"))
+        until = time.monotonic() + SLACK
+        while True:
+            runs = dict(
+                self.query("select partition_key, count(*) from dag_run where dag_id = 'rung' group by partition_key")
+            )
+            stranded = sorted(set(rings) - set(runs))
+            if not stranded or time.monotonic() > until:
+                break
+            time.sleep(1)
+        if stranded:
+            self.wrong.append(f"rung, and no run came of it: {stranded}")
+        too_many = sorted(key for key, count in runs.items() if count > rings.get(key, 0))
+        if too_many:
+            self.wrong.append(f"more runs than rings: {too_many}")
 
     def search_for_secrets(self) -> None:
         """Look into all that was left behind, by those that were killed too."""

@@ -47,6 +47,7 @@ QUICK_TESTS = (
         "tests/integration/test_what_becomes_of_the_task.py",
         "tests/integration/test_hooks.py",
         "tests/integration/test_arguments.py",
+        "tests/receiver",
     ),
 )
 # Airflow 3.0 alone builds the form with wtforms and has none: there its test runs once more, with it.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from doorbells import CONN_ID, NEEDS, ODD, PREVIOUS, TOKEN, Caller, api_server, statement, until
 
-from airflow_provider_bankconnect.receiver import address, rings
+from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.triggers import bell as bells
 from airflow_provider_bankconnect.triggers.bell import bell
 
@@ -23,7 +23,7 @@ def _quick(monkeypatch):
     """Ask more often than a triggerer has to."""
     monkeypatch.setattr(bells, "_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(bells, "_LEAST_SECONDS", 0.05)
-    monkeypatch.setattr(rings, "_HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("airflow_provider_bankconnect.receiver.rings._HOLD_SECONDS", 0.05)
     monkeypatch.setattr(bells, "_LONGEST_PAUSE", 0.1)
 
 
