@@ -72,7 +72,7 @@ readme: $(READY)  ## README.md and nothing else, in a bare environment: its bloc
 browser: $(READY)  ## The connection form in a real Chromium; pictures in .cache/browser
 	$(PY) -m pytest tests/browser
 
-matrix:  ## The wheel beside every supported Airflow and Python: 45 minutes; ONLY="2.11.2-py311 3.1.8-py312" QUICK=1 for less, FULL=1 for more
+matrix:  ## The wheel beside every supported Airflow and Python: an hour and a quarter; ONLY="2.11.2-py311 3.1.8-py312" QUICK=1 for less, FULL=1 for more
 	"$(PYTHON)" scripts/matrix.py $(foreach pair,$(ONLY),--only $(pair)) $(if $(QUICK),--quick) $(if $(FULL),--full)
 
 bench: $(READY)  ## What waits cost a real triggerer, ours and others': sixteen minutes; QUICK=1: about two

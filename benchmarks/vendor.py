@@ -58,14 +58,21 @@ class Vendor:
         for number in range(rows):
             self.box.payload(link_id=link, entity_id=f"entity-{number % 50}", statement_id=f"statement-{number}")
 
-    def gaps(self) -> dict[str, float]:
-        """Say how long each link went unasked; the time since it was asked last counts too."""
+    def gaps(self, since: float) -> dict[str, float]:
+        """Say how long a link went unasked: ever, and among what was not over at that monotonic time.
+
+        The time since it was asked last counts too.
+        """
         times: dict[str, list[float]] = defaultdict(list)
         for record in self.box.requests:
             times[record.query.get("link_id", "")].append(record.at)
         now = time.monotonic()
-        found = [later - earlier for asked in times.values() for earlier, later in pairwise([*asked, now])]
-        return {"asked": len(times), "longest": max(found, default=0.0)}
+        found = [(later, later - earlier) for asked in times.values() for earlier, later in pairwise([*asked, now])]
+        return {
+            "asked": len(times),
+            "longest": max((gap for later, gap in found if later >= since), default=0.0),
+            "longest ever": max((gap for _, gap in found), default=0.0),
+        }
 
 
 def main() -> None:
