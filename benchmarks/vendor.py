@@ -45,8 +45,9 @@ class Vendor:
             self.box.fault(Fault(kind="delay", seconds=seconds))
 
     def counts(self) -> dict[str, int]:
-        """Count polls and connections."""
-        return {"polls": sum(self.box.counts.values()), "connections": self.box.connections}
+        """Count polls, the links that they asked for, and connections."""
+        asked = {record.query.get("link_id", "") for record in self.box.requests}
+        return {"polls": sum(self.box.counts.values()), "asked": len(asked), "connections": self.box.connections}
 
     def play(self, name: str) -> float:
         """Let the record of a wait be there; gives the time of day."""
