@@ -156,17 +156,19 @@ class Bench:
         with self.triggerer() as pid:
             machine.wait_until("all waits", 600, lambda: self.rows.ask("taken") == waits + 1)
             first = waits if kind in {"ours", "bare", "http"} else 1
+            # Only then does the vendor remember who asked.
+            is_large = kind == "ours" and waits == self.size.many
             machine.wait_until(
                 "all first polls",
                 600,
                 lambda: (
                     (watched() or [{"idle": 0}])[-1]["idle"] >= waits
                     if kind == "nothing"
-                    else self.vendor.ask("counts")["asked" if kind == "ours" else "polls"] >= first
+                    else self.vendor.ask("counts")["asked" if is_large else "polls"] >= first
                 ),
             )
             # Airflow has the loop while it loads ten thousand: what has piled up until then is asked for first.
-            time.sleep(self.size.settle if waits < self.size.many else max(self.size.settle, interval))
+            time.sleep(max(self.size.settle, interval) if is_large else self.size.settle)
             pids = machine.family(pid)
             began, since, cpu = time.monotonic(), self.vendor.ask("counts"), machine.cpu(pids)
             pause(f"{name}: measuring", window)
@@ -178,7 +180,7 @@ class Bench:
             # The last of the family is the one that runs the triggers.
             reading.memory = machine.memory(pids[-1])
             self._read_watch(reading, began, ended)
-            if kind == "ours" and not records:
+            if is_large:
                 reading.gaps = self.vendor.ask("gaps", since=began)
             if records:
                 reading.delays = self._delays(records, interval, name)
