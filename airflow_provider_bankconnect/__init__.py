@@ -1,4 +1,4 @@
-"""FinBox BankConnect for Apache Airflow. Airflow imports this while it configures itself: keep it empty."""
+"""FinBox BankConnect for Apache Airflow. Airflow imports this while it configures itself, so it imports nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verdict in words, for a person: which rows, which rule, what to do. Pure; :mod:`.__main__` is its command."""
+"""A verdict in words, for a person: which rows, which rule, what to do. Pure; :mod:`.__main__` is the command."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ from airflow_provider_bankconnect.gate import (
     Row,
     Verdict,
     newest_of_each_statement,
-    why_out_of_sight,
+    why_not_considered,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from airflow_provider_bankconnect.gate import Gate, ProgressGate
+    from airflow_provider_bankconnect.gate import Gate, OnFailed, ProgressGate
 
-    # What a link's entities have under way, where its history is silent.
-    Elsewhere: TypeAlias = Mapping[str, Sequence[StatementProgress]]
+    # The progress of each entity of a link.
+    EntityProgress: TypeAlias = Mapping[str, Sequence[StatementProgress]]
 
 _OVER: Final = {"completed", "failed"}
 _OLD: Final = timedelta(days=1)
-# What to check, as questions without their mark.
+# Failures whose time and reason a line of the log has.
+_MOST_SHOWN: Final = 3
+# What to check: questions, without the question mark.
 _BEGUN: Final = "is the link spelt as the SDK was given it, and has the customer begun"
 _REGISTERED: Final = (
     "is the webhook endpoint registered, with webhook_mode 1 for PDFs (an update that leaves it out resets it to 0)"
 )
-_UNLINKED: Final = "was a PDF uploaded without the link (no link's history has it, only its entity's progress)"
+_UNLINKED: Final = (
+    "was a PDF uploaded without the link (then no payload history has it, only the progress of its entity)"
+)
 _SINCE: Final = "is since right, and is the connection's timezone that of BankConnect's times"
 _UPLOADED: Final = (
     "is entity_id right, and has the customer uploaded anything "
-    "(a failed login never shows here, only among the link's webhook payloads)"
+    "(a failed login never shows here, only in the link's payload history)"
 )
 _SPREAD: Final = "statements of several entities are never added up"
-_HEADINGS: Final = {"passed": "OPEN", "pending": "STILL WAITING", "failed": "FAILED"}
+_HEADINGS: Final = {"passed": "PASSED", "pending": "STILL WAITING", "failed": "FAILED"}
 _ON_FAILED: Final = (
     '  "fail"  the task fails, and is not retried (the default)',
     '  "skip"  the task is skipped',
-    '  "wait"  the sensor goes on waiting',
-    '  "pass"  the sensor opens, and gives the failed rows along with the others',
+    '  "wait"  the sensor continues to wait',
+    '  "pass"  the sensor passes, and returns the failed rows with the others',
 )
 
 
 def in_short(gate: Gate, verdict: Verdict) -> str:
-    """Say in one line what is there and, where nothing is, what to check."""
+    """Return in one line what is there and, if nothing is, what to check."""
     if verdict.state == "pending" and not verdict.rows:
         return f"{verdict.because} (to check: {'; '.join(_checks(gate))})"
     if _is_spread(gate, verdict):
@@ -54,24 +58,53 @@ def in_short(gate: Gate, verdict: Verdict) -> str:
     return verdict.because
 
 
+def not_yet(gate: Gate, verdict: Verdict, on_failed: OnFailed, now: datetime) -> str:
+    """Return in one line, for the log of a waiting task, what is there and when a failure ends the wait."""
+    if not verdict.rows:
+        return f"{gate}: {in_short(gate, verdict)}"
+    groups: dict[str, list[str]] = {}
+    for row in verdict.rows:
+        kind = f"{row.progress} statement" if row.progress in _OVER else "statement in progress"
+        when = f" {clock(datetime.fromisoformat(row.date_time), now)}" if row.date_time else ""
+        reason = f' ("{_plain(row.reason)}")' if row.reason else ""
+        groups.setdefault(kind if row.statement_id else "failed login", []).append(f"{when}{reason}")
+    shown = (
+        _count_of(len(rows), kind) + (",".join(rows[:_MOST_SHOWN]) if "failed" in kind else "")
+        for kind, rows in groups.items()
+    )
+    needed = f" ({gate.expectation.needed} needed)" if gate.expectation.needed > 1 else ""
+    text = f"{gate}: {'; '.join(shown)}{needed}"
+    until = _counts_from(gate, verdict)
+    if until is None or on_failed == "wait":
+        return text
+    verb = {"fail": "fails", "skip": "is skipped", "pass": "passes"}[on_failed]
+    return f"{text}; {verb} at {clock(until, now)} unless a new statement arrives"
+
+
+def clock(moment: datetime, now: datetime) -> str:
+    """Return the time of day in UTC, with the date if that is not today."""
+    moment = moment.astimezone(UTC)
+    return f"{moment:%H:%M} UTC" if moment.date() == now.astimezone(UTC).date() else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
 def explain(
     gate: Gate,
     rows: Sequence[WebhookPayload | StatementProgress],
     now: datetime,
-    elsewhere: Elsewhere | None = None,
+    progress: EntityProgress | None = None,
 ) -> str:
-    """Say which rule counted or dropped each row that a ledger gave, and what comes of it.
+    """Return which rule counted or dropped each row of the answer, and what the sensor does.
 
     :param now: aware; the time of the verdict.
-    :param elsewhere: the progress of each of the link's entities, for a history that keeps its gate shut.
+    :param progress: the progress of each entity of the link, for a history that does not pass its gate.
     """
     if isinstance(gate, HistoryGate):
-        return _explain_history(gate, [row for row in rows if isinstance(row, WebhookPayload)], now, elsewhere)
+        return _explain_history(gate, [row for row in rows if isinstance(row, WebhookPayload)], now, progress)
     return _explain_progress(gate, [item for item in rows if isinstance(item, StatementProgress)], now)
 
 
 def _explain_history(
-    gate: HistoryGate, rows: Sequence[WebhookPayload], now: datetime, elsewhere: Elsewhere | None
+    gate: HistoryGate, rows: Sequence[WebhookPayload], now: datetime, progress: EntityProgress | None
 ) -> str:
     try:
         verdict = gate.judge(rows, now)
@@ -83,12 +116,12 @@ def _explain_history(
             [f"Set the connection's timezone to that of BankConnect's times: they were read as {_zone(rows)}."],
         )
     because = verdict.because if verdict.rows else "no row that counts" if rows else "no row at all"
-    unheard = _unheard(gate, rows, elsewhere or {}) if verdict.state != "passed" else {}
+    absent = _absent(gate, rows, progress or {}) if verdict.state != "passed" else {}
     return _page(
         f"{_HEADINGS[verdict.state]}: {gate}: {because}.",
-        [*_history_table(gate, rows, verdict), *_unheard_table(unheard)],
+        [*_history_table(gate, rows, verdict), *_absent_table(absent)],
         [*_missing(gate, verdict), *_outcome(gate, verdict)],
-        [*_history_hints(gate, rows, verdict, now), *_unheard_hints(rows, unheard, elsewhere)],
+        [*_history_hints(gate, rows, verdict, now), *_absent_hints(rows, absent, progress)],
     )
 
 
@@ -100,9 +133,9 @@ def _history_hints(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: V
         if now - oldest > _OLD:
             hints.append(
                 f"Is the row of {_time(oldest)} one that you wait for? Without since, rows of any age count, "
-                "and a link that is used again opens at once."
+                "and a link that is used again passes at once."
             )
-    dropped = [row for row in rows if why_out_of_sight(wanted, row) is not None]
+    dropped = [row for row in rows if why_not_considered(wanted, row) is not None]
     if verdict.state == "pending" and dropped:
         if wanted.since is not None and any(row.date_time < wanted.since for row in dropped):
             hints.append(_question(_SINCE))
@@ -110,7 +143,7 @@ def _history_hints(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: V
         if names := " and ".join(name for name, value in given.items() if value is not None):
             hints.append(_question(f"is {names} right"))
     if _is_spread(gate, verdict):
-        hints.append(f"{_SPREAD[0].upper()}{_SPREAD[1:]}: entity_id says which is meant.")
+        hints.append(f"{_SPREAD[0].upper()}{_SPREAD[1:]}: name the right one with entity_id.")
     return hints
 
 
@@ -120,7 +153,7 @@ def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], no
     lines = ["Statements:"] if items else []
     for item in sorted(items, key=lambda item: (item.statement_id, item.status or "", item.message or "")):
         status = (item.status or "").lower()
-        remark = "counts" if status == "completed" else "it failed" if status == "failed" else "still going"
+        remark = "counts" if status == "completed" else "it failed" if status == "failed" else "in progress"
         if wanted is not None and item.statement_id not in wanted:
             remark = "does not count: of another statement"
         lines.append(_line(status, item.statement_id, item.message or item.source or "", remark))
@@ -135,28 +168,28 @@ def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], no
 
 
 def _history_table(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: Verdict | None) -> list[str]:
-    """List the rows of each entity, for statements are counted per entity."""
-    seen = {row for row in rows if why_out_of_sight(gate.expectation, row) is None}
+    """Return the rows of each entity: statements are counted per entity."""
+    seen = {row for row in rows if why_not_considered(gate.expectation, row) is None}
     current = set(newest_of_each_statement(seen))
 
     def rank(row: WebhookPayload) -> tuple[datetime, bool, str, str, str]:
         return (row.date_time, row in current, row.statement_id, row.progress, row.reason)
 
     entities: dict[str, list[WebhookPayload]] = {}
-    # Twice, for ties: by name, then the newest first.
+    # Sorted twice, for ties: by name, then newest first.
     for row in sorted(sorted(rows, key=lambda row: row.entity_id), key=lambda row: row.date_time, reverse=True):
         entities.setdefault(row.entity_id, []).append(row)
     lines = []
     for entity_id, its in entities.items():
         lines.append(f"Entity {_plain(entity_id)}, newest first, times in UTC:")
-        told: set[WebhookPayload] = set()
+        shown: set[WebhookPayload] = set()
         for row in sorted(its, key=rank, reverse=True):
             given = Row.of_payload(row)
-            if row in told and row.statement_id:
+            if row in shown and row.statement_id:
                 remark = "the same row again"
             else:
                 remark = _history_remark(gate, row, verdict, is_current=row in current)
-            told.add(row)
+            shown.add(row)
             when = f"{_time(row.date_time)}  "
             lines.append(_line(given.progress, row.statement_id, row.reason, remark, when))
     return lines
@@ -165,7 +198,7 @@ def _history_table(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: V
 def _history_remark(gate: HistoryGate, row: WebhookPayload, verdict: Verdict | None, *, is_current: bool) -> str:
     progress = row.progress.lower()
     remark = "counts"
-    if (dropped := why_out_of_sight(gate.expectation, row)) is not None:
+    if (dropped := why_not_considered(gate.expectation, row)) is not None:
         remark = f"does not count: {dropped}"
     elif not row.statement_id:
         remark = "does not count: a failed login is no statement"
@@ -174,59 +207,58 @@ def _history_remark(gate: HistoryGate, row: WebhookPayload, verdict: Verdict | N
     elif verdict is None:
         remark = "not judged"
     elif progress not in _OVER:
-        remark = "still going"
+        remark = "in progress"
     elif progress == "failed":
         remark = "it failed, but enough others are completed" if verdict.state == "passed" else "it failed"
     elif verdict.state == "passed" and row.entity_id != verdict.rows[0].entity_id:
-        remark = f"not in the result: entity {_plain(verdict.rows[0].entity_id)} opens the gate"
+        remark = f"not in the result: entity {_plain(verdict.rows[0].entity_id)} passes the gate"
     return remark
 
 
-def _unheard(
-    gate: HistoryGate, rows: Sequence[WebhookPayload], elsewhere: Elsewhere
+def _absent(
+    gate: HistoryGate, rows: Sequence[WebhookPayload], progress: EntityProgress
 ) -> dict[str, list[StatementProgress]]:
-    """Find the statements of the link's entities that the history has no row of, or that are run again."""
-    heard = {row.statement_id for row in rows}
+    """Return the statements of the link's entities that the history has no row of, or that are processed again."""
+    known = {row.statement_id for row in rows}
     going = {row.statement_id for row in newest_of_each_statement(rows) if row.progress.lower() not in _OVER}
-    wanted = gate.expectation
-    unheard = {
+    absent = {
         entity_id: [
             item
             for item in sorted(items, key=lambda item: item.statement_id)
-            if item.statement_id not in heard or (not _is_over(item) and item.statement_id not in going)
+            if item.statement_id not in known or (not _is_over(item) and item.statement_id not in going)
         ]
-        for entity_id, items in sorted(elsewhere.items())
-        if wanted.entity_id in {None, entity_id}
+        for entity_id, items in sorted(progress.items())
+        if gate.expectation.entity_id in {None, entity_id}
     }
-    return {entity_id: items for entity_id, items in unheard.items() if items}
+    return {entity_id: items for entity_id, items in absent.items() if items}
 
 
-def _unheard_table(unheard: Mapping[str, Sequence[StatementProgress]]) -> list[str]:
+def _absent_table(absent: Mapping[str, Sequence[StatementProgress]]) -> list[str]:
     lines = []
-    for entity_id, items in unheard.items():
+    for entity_id, items in absent.items():
         lines.append(f"Entity {_plain(entity_id)}, known to BankConnect but not in this history:")
         for item in items:
-            remark = "over, and yet without a row" if _is_over(item) else "still going: its row comes when it is over"
+            remark = "over, but without a row" if _is_over(item) else "in progress: its row comes when it is over"
             lines.append(_line((item.status or "").lower(), item.statement_id, item.source or "", remark))
     return lines
 
 
-def _unheard_hints(
+def _absent_hints(
     rows: Sequence[WebhookPayload],
-    unheard: Mapping[str, Sequence[StatementProgress]],
-    elsewhere: Elsewhere | None,
+    absent: Mapping[str, Sequence[StatementProgress]],
+    progress: EntityProgress | None,
 ) -> list[str]:
-    """Say why a history may be silent, as far as the link's entities tell."""
-    if any(_is_over(item) for items in unheard.values() for item in items):
+    """Return why a history may lack rows, as far as the progress of the link's entities shows it."""
+    if any(_is_over(item) for items in absent.values() for item in items):
         return [
             _question(_REGISTERED),
-            "BankConnectProgressSensor sees the statements without a row: it needs no webhook.",
+            "BankConnectProgressSensor counts the statements without a row: it needs no webhook.",
         ]
-    if rows or unheard:
+    if rows or absent:
         return []
-    if elsewhere is None:
+    if progress is None:
         return [_question(_BEGUN), _question(_UNLINKED), _question(_REGISTERED)]
-    if not elsewhere:
+    if not progress:
         return [f"BankConnect knows no entity of this link: {_BEGUN}?", _question(_UNLINKED)]
     return ["BankConnect knows the link, but nothing was uploaded yet: has the customer finished?"]
 
@@ -236,11 +268,11 @@ def _is_over(item: StatementProgress) -> bool:
 
 
 def _missing(gate: Gate, verdict: Verdict) -> list[str]:
-    """Say what has to come before the gate opens."""
+    """Return what the gate still needs to pass."""
     if verdict.state == "passed" or (verdict.state == "failed" and not isinstance(gate, HistoryGate)):
         return []
     lines = []
-    # A failed statement is done in a snapshot; in a history the customer may upload another.
+    # In progress a failed statement is done; in a history the customer may upload another one.
     done = {"completed"} if isinstance(gate, HistoryGate) else _OVER
     going = sorted({row.statement_id for row in verdict.rows if row.statement_id and row.progress not in _OVER})
     if going:
@@ -258,20 +290,30 @@ def _missing(gate: Gate, verdict: Verdict) -> list[str]:
 
 
 def _outcome(gate: Gate, verdict: Verdict) -> list[str]:
-    """Say what the sensor does now, for each ``on_failed`` where that matters."""
+    """Return what the sensor does now, for each ``on_failed`` if that matters."""
     if verdict.state == "passed":
-        return ["The sensor opens, whatever on_failed says."]
+        return ["The sensor passes, whatever on_failed is."]
     if verdict.state == "failed":
-        return ["What happens now, on_failed decides:", *_ON_FAILED]
-    lines = ["The sensor goes on waiting, whatever on_failed says."]
+        return ["What happens now depends on on_failed:", *_ON_FAILED]
+    if (until := _counts_from(gate, verdict)) is None:
+        return ["The sensor continues to wait, whatever on_failed is."]
+    return [
+        f"The sensor continues to wait. If no new statement arrives until {_time(until)} UTC, on_failed decides:",
+        *_ON_FAILED,
+    ]
+
+
+def _counts_from(gate: Gate, verdict: Verdict) -> datetime | None:
+    """Return when the newest row, a failure, is old enough to count; None if that is not what a pending gate has."""
     newest = verdict.rows[0] if verdict.rows else None
-    if newest and newest.date_time and newest.progress == "failed" and all(r.progress in _OVER for r in verdict.rows):
-        until = _time(datetime.fromisoformat(newest.date_time) + gate.expectation.failure_grace)
-        lines = [
-            f"The sensor goes on waiting. If nothing better comes until {until} UTC, on_failed decides:",
-            *_ON_FAILED,
-        ]
-    return lines
+    if (
+        not newest
+        or not newest.date_time
+        or newest.progress != "failed"
+        or any(r.progress not in _OVER for r in verdict.rows)
+    ):
+        return None
+    return datetime.fromisoformat(newest.date_time) + gate.expectation.failure_grace
 
 
 def _checks(gate: Gate) -> list[str]:
@@ -281,7 +323,7 @@ def _checks(gate: Gate) -> list[str]:
 
 
 def _is_spread(gate: Gate, verdict: Verdict) -> bool:
-    """Whether only all entities together have as many statements as one of them should have."""
+    """Return whether only all entities together have as many statements as one of them needs."""
     counts = _done_by_entity(verdict.rows, {"completed"}).values()
     together = sum(counts) >= gate.expectation.needed > max(counts, default=0)
     return isinstance(gate, HistoryGate) and verdict.state == "pending" and together
@@ -292,6 +334,14 @@ def _done_by_entity(rows: Iterable[Row], done: set[str]) -> dict[str, int]:
     for row in rows:
         counts[row.entity_id] = counts.get(row.entity_id, 0) + (row.progress in done and bool(row.statement_id))
     return counts
+
+
+def _count_of(number: int, kind: str) -> str:
+    return (
+        f"{number} {kind}"
+        if number == 1
+        else f"{number} {kind.replace('statement', 'statements').replace('login', 'logins')}"
+    )
 
 
 def _line(progress: str, statement_id: str, said: str, remark: str, when: str = "") -> str:
@@ -313,7 +363,7 @@ def _question(check: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Give text of others as a terminal can take it."""
+    """Return foreign text without characters that a terminal or a log must not get."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""The verdict: what is expected + what a ledger says + the time -> pending, passed or failed.
+"""The verdict: what is expected + what BankConnect's records say + the time -> pending, passed or failed.
 
 Pure functions on values. No order of rows and no repetition of a row changes a verdict.
 """
@@ -24,8 +24,10 @@ from airflow_provider_bankconnect.api import (
 if TYPE_CHECKING:
     from datetime import tzinfo
 
+    from airflow_provider_bankconnect.api import Analysis
+
 State: TypeAlias = Literal["pending", "passed", "failed"]
-# What a failed verdict means: the task fails · is skipped · the wait goes on · the gate opens with the failed rows.
+# What a failed verdict means: the task fails · is skipped · the wait continues · the gate passes with the failed rows.
 OnFailed: TypeAlias = Literal["fail", "skip", "wait", "pass"]
 # At the same second, completed counts before failed, and failed before anything else.
 _RANK: Final = {"completed": 2, "failed": 1}
@@ -36,13 +38,13 @@ MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
 class Expectation:
     """What a wait is for.
 
-    :param link_id: the history's rows of another link do not count.
-    :param entity_id: the history's rows of another entity do not count; the entity of a snapshot.
-    :param statement_id: only these statements count, and all of them are waited for.
-    :param since: older rows of the history do not count; its own second does. Aware.
-    :param expected_statements: how many statements of one entity have to be there.
-    :param failure_grace: how old a failure has to be before the history's verdict is failed.
-    :raises ValueError: names the argument that cannot be meant.
+    :param link_id: rows of another link do not count.
+    :param entity_id: rows of another entity do not count; in progress: the entity.
+    :param statement_id: only these statements count, and all of them are expected.
+    :param since: older rows do not count; rows of the same second do. Aware.
+    :param expected_statements: how many statements of one entity are expected.
+    :param failure_grace: how old the newest failure must be before the verdict of a history is failed.
+    :raises ValueError: an argument is invalid; the message names it.
     """
 
     link_id: str | None = None
@@ -69,7 +71,7 @@ class Expectation:
         if self.statement_id is not None and self.expected_statements > len(set(self.statement_id)):
             raise ValueError(
                 f"expected_statements is {self.expected_statements}, but statement_id names only "
-                f"{len(set(self.statement_id))}: such a gate would never open"
+                f"{len(set(self.statement_id))}: the gate could never pass"
             )
         if self.failure_grace < timedelta(0):
             raise ValueError(f"failure_grace must not be negative, and is {self.failure_grace}")
@@ -78,24 +80,24 @@ class Expectation:
     def parse(
         cls,
         *,
-        link_id: str | None = None,
-        entity_id: str | None = None,
-        statement_id: str | Iterable[str] | None = None,
+        link_id: str | int | None = None,
+        entity_id: str | int | None = None,
+        statement_id: str | int | Iterable[str | int] | None = None,
         since: datetime | str | None = None,
         expected_statements: int | str = 1,
         failure_grace: timedelta | float = timedelta(minutes=30),
     ) -> Expectation:
-        """Take what people write, and what templates and trigger arguments make of it.
+        """Make an expectation of what people write, and of what templates and trigger arguments make of that.
 
         :param statement_id: one, or several.
         :param since: a datetime or ISO 8601 text; naive means UTC.
         :param expected_statements: a number, or its text.
         :param failure_grace: a duration, or seconds.
-        :raises ValueError: names the argument that cannot be meant.
+        :raises ValueError: an argument is invalid; the message names it.
         """
         return cls(
-            link_id=link_id,
-            entity_id=entity_id,
+            link_id=None if link_id is None else check_id("link_id", link_id),
+            entity_id=None if entity_id is None else check_id("entity_id", entity_id),
             statement_id=_parse_ids(statement_id),
             since=_parse_since(since),
             expected_statements=_parse_count(expected_statements),
@@ -104,7 +106,7 @@ class Expectation:
 
     @property
     def needed(self) -> int:
-        """How many completed statements of one entity open the gate."""
+        """How many completed statements of one entity pass the gate."""
         return len(set(self.statement_id)) if self.statement_id is not None else self.expected_statements
 
 
@@ -113,8 +115,8 @@ class Row:
     """One row of a verdict, as people get it.
 
     :param progress: in lower case.
-    :param reason: the vendor's words, ``""`` when there are none.
-    :param date_time: ISO 8601 in UTC; None from a snapshot, which has no times.
+    :param reason: the vendor's words; ``""`` if there are none.
+    :param date_time: ISO 8601 in UTC; None from progress, which has no times.
     """
 
     statement_id: str
@@ -138,7 +140,7 @@ class Row:
 
     @classmethod
     def of_item(cls, item: StatementProgress, entity_id: str | None) -> Row:
-        """Make a row of a snapshot of ``entity_id``."""
+        """Make a row of the progress of ``entity_id``."""
         return cls(
             statement_id=item.statement_id,
             entity_id=entity_id or "",
@@ -149,20 +151,20 @@ class Row:
         )
 
     def as_dict(self) -> dict[str, str | None]:
-        """Give a plain dict, ready for XCom."""
+        """Return a plain dict, ready for XCom."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``state``; ``rows``, newest first: those that opened or closed the gate, or are in sight; and why, in words."""
+    """``state``; ``rows``, newest first: those that decided, or that are considered; and ``because``, in words."""
 
     state: State
     rows: tuple[Row, ...]
     because: str
 
     def ends_wait(self, on_failed: OnFailed) -> bool:
-        """Say whether there is nothing left to wait for."""
+        """Return whether the wait is over."""
         return self.state == "passed" or (self.state == "failed" and on_failed != "wait")
 
 
@@ -176,19 +178,19 @@ class HistoryGate:
         check_id("link_id", self.expectation.link_id)
 
     def __str__(self) -> str:
-        return f"webhook payloads of link {self.expectation.link_id!r}"
+        return f"payload history of link {self.expectation.link_id!r}"
 
     @property
-    def ledger(self) -> tuple[str, ...]:
-        """What is asked: equal for gates that one answer serves."""
+    def poll_key(self) -> tuple[str, ...]:
+        """What is asked for: equal for gates that one answer serves."""
         return ("webhook_payloads", self.expectation.link_id or "")
 
     def ask(self, timezone: tzinfo) -> api.Call[list[WebhookPayload]]:
-        """Ask the ledger; ``timezone`` is that of the vendor's ``date_time``."""
+        """Ask for the payload history; ``timezone`` is that of the vendor's ``date_time``."""
         return api.get_webhook_payloads(self.expectation.link_id or "", timezone)
 
     def judge(self, rows: Iterable[WebhookPayload], now: datetime) -> Verdict:
-        """Judge what the ledger said."""
+        """Judge the rows of the answer."""
         return judge_history(self.expectation, rows, now)
 
 
@@ -197,7 +199,7 @@ class ProgressGate:
     """A gate on the ``progress`` of one analysis of ``expectation.entity_id``."""
 
     expectation: Expectation
-    analysis: str = "transactions"
+    analysis: Analysis = "transactions"
 
     def __post_init__(self) -> None:
         check_id("entity_id", self.expectation.entity_id)
@@ -207,16 +209,16 @@ class ProgressGate:
         return f"progress of {self.analysis} of entity {self.expectation.entity_id!r}"
 
     @property
-    def ledger(self) -> tuple[str, ...]:
-        """What is asked: equal for gates that one answer serves."""
+    def poll_key(self) -> tuple[str, ...]:
+        """What is asked for: equal for gates that one answer serves."""
         return (self.analysis, self.expectation.entity_id or "")
 
-    def ask(self, timezone: tzinfo) -> api.Call[list[StatementProgress]]:  # noqa: ARG002 - snapshots have no times
-        """Ask the ledger."""
+    def ask(self, timezone: tzinfo) -> api.Call[list[StatementProgress]]:  # noqa: ARG002 - progress has no times
+        """Ask for the progress."""
         return api.get_progress(self.expectation.entity_id or "", self.analysis)
 
     def judge(self, rows: Iterable[StatementProgress], now: datetime) -> Verdict:  # noqa: ARG002 - likewise
-        """Judge what the ledger said."""
+        """Judge the rows of the answer."""
         return judge_progress(self.expectation, rows)
 
 
@@ -224,9 +226,9 @@ Gate: TypeAlias = HistoryGate | ProgressGate
 
 
 def check_on_failed(on_failed: object) -> OnFailed:
-    """Refuse what is no meaning of a failed verdict.
+    """Return a valid ``on_failed``.
 
-    :raises ValueError: names ``on_failed`` and the allowed values.
+    :raises ValueError: it is invalid; the message names ``on_failed`` and the allowed values.
     """
     for meaning in get_args(OnFailed):
         if on_failed == meaning:
@@ -235,7 +237,7 @@ def check_on_failed(on_failed: object) -> OnFailed:
 
 
 def is_literal(value: object) -> bool:
-    """Say whether an argument is known when the DAG is parsed: no template, nothing of an upstream task."""
+    """Return whether an argument is known when the DAG is parsed: no template, nothing of an upstream task."""
     if isinstance(value, str):
         return "{{" not in value and "{%" not in value
     if isinstance(value, list | tuple | set):
@@ -246,9 +248,9 @@ def is_literal(value: object) -> bool:
 def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now: datetime) -> Verdict:
     """Judge a link's payload history at the time ``now``.
 
-    :raises BankConnectTimezoneError: a row in sight lies more than five minutes in the future.
+    :raises BankConnectTimezoneError: a considered row is more than five minutes in the future.
     """
-    seen = {row for row in rows if why_out_of_sight(expectation, row) is None}
+    seen = {row for row in rows if why_not_considered(expectation, row) is None}
     _refuse_future(seen, now)
     current = list(newest_of_each_statement(seen))
     by_entity: dict[str, list[WebhookPayload]] = defaultdict(list)
@@ -263,10 +265,10 @@ def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now:
     attempts = [row for row in seen if not row.statement_id]
     shown = _newest_first([*current, *attempts])
     if not shown:
-        return Verdict("pending", (), "no row in sight")
-    going = sum(not _is(row, "completed", "failed") for row in current)
+        return Verdict("pending", (), "no row that counts")
+    in_progress = sum(not _is(row, "completed", "failed") for row in current)
     newest = shown[0]
-    if not going and _is(newest, "failed"):
+    if not in_progress and _is(newest, "failed"):
         age = now - newest.date_time
         reasons = ", ".join(sorted({repr(row.reason) for row in seen if _is(row, "failed")}))
         if age >= expectation.failure_grace:
@@ -274,29 +276,28 @@ def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now:
         return Verdict(
             "pending",
             _as_rows(shown),
-            f"the newest row is a failure, and fresh: it closes the gate when {expectation.failure_grace} old; "
-            f"reasons: {reasons}",
+            f"the newest row is a failure, which counts when it is {expectation.failure_grace} old; reasons: {reasons}",
         )
-    # A statement there is: failed attempts alone have been told above.
+    # There is a statement: failed attempts alone were handled above.
     most = max(sum(_is(row, "completed") for row in entity) for entity in by_entity.values())
     because = f"{most} of {_count(expectation.needed)} completed"
-    return Verdict("pending", _as_rows(shown), because + (f", {going} still going" if going else ""))
+    return Verdict("pending", _as_rows(shown), because + (f", {in_progress} in progress" if in_progress else ""))
 
 
 def judge_progress(expectation: Expectation, items: Iterable[StatementProgress]) -> Verdict:
-    """Judge the ``progress`` of one analysis of ``expectation.entity_id``: a snapshot, without times."""
+    """Judge the ``progress`` of one analysis of ``expectation.entity_id``, which has no times."""
     wanted = expectation.statement_id
     rows = sorted(
         {Row.of_item(item, expectation.entity_id) for item in items if wanted is None or item.statement_id in wanted},
         key=lambda row: (row.statement_id, row.progress, row.reason),
     )
     if not rows:
-        return Verdict("pending", (), "no statement in sight")
-    going = {row.statement_id for row in rows if row.progress not in _RANK}
-    done = {row.statement_id for row in rows} - going
-    if going or len(done) < expectation.needed:
+        return Verdict("pending", (), "no statement that counts")
+    in_progress = {row.statement_id for row in rows if row.progress not in _RANK}
+    done = {row.statement_id for row in rows} - in_progress
+    if in_progress or len(done) < expectation.needed:
         because = f"{len(done)} of {_count(expectation.needed)} done"
-        return Verdict("pending", tuple(rows), because + (f", {len(going)} still going" if going else ""))
+        return Verdict("pending", tuple(rows), because + (f", {len(in_progress)} in progress" if in_progress else ""))
     failed = [row for row in rows if row.progress == "failed"]
     if failed:
         reasons = ", ".join(sorted({repr(row.reason) for row in failed}))
@@ -304,8 +305,8 @@ def judge_progress(expectation: Expectation, items: Iterable[StatementProgress])
     return Verdict("passed", tuple(rows), f"{_count(len(done))} completed")
 
 
-def why_out_of_sight(expectation: Expectation, row: WebhookPayload) -> str | None:
-    """Say which of the things asked for a row is not; None when it is in sight."""
+def why_not_considered(expectation: Expectation, row: WebhookPayload) -> str | None:
+    """Return why a row is not considered; None if it is."""
     if row.link_id != expectation.link_id:
         return f"of another link, {row.link_id!r}"
     if expectation.entity_id is not None and row.entity_id != expectation.entity_id:
@@ -319,7 +320,7 @@ def why_out_of_sight(expectation: Expectation, row: WebhookPayload) -> str | Non
 
 
 def newest_of_each_statement(rows: Iterable[WebhookPayload]) -> Iterable[WebhookPayload]:
-    """Leave each statement's newest row, which is its state. Failed attempts are no statements."""
+    """Return the newest row of each statement, which is its state. Failed attempts are no statements."""
     newest: dict[tuple[str, str], WebhookPayload] = {}
     for row in rows:
         key = (row.entity_id, row.statement_id)
@@ -331,10 +332,10 @@ def newest_of_each_statement(rows: Iterable[WebhookPayload]) -> Iterable[Webhook
 def _parse_ids(statement_id: object) -> tuple[str, ...] | None:
     if statement_id is None:
         return None
-    if isinstance(statement_id, str):
-        return (statement_id,)
+    if isinstance(statement_id, str | int):
+        return (check_id("statement_id", statement_id),)
     if isinstance(statement_id, Iterable):
-        return tuple(statement_id)
+        return tuple(check_id("statement_id", one) for one in statement_id)
     raise ValueError(f"statement_id must be one id or a list of them, not {statement_id!r}")
 
 
@@ -353,13 +354,13 @@ def _parse_since(since: datetime | str | None) -> datetime | None:
     moment: object = since
     try:
         if isinstance(since, str):
-            # A digit first: pendulum also takes "now", and that is never what was meant.
+            # It must begin with a digit: pendulum also accepts "now".
             moment = pendulum.parse(since.strip(), exact=True) if since.strip()[:1].isdigit() else None
         if isinstance(moment, datetime):
             return pendulum.instance(moment, tz="UTC").in_timezone("UTC")
         if isinstance(moment, pendulum.Date):
             return pendulum.datetime(moment.year, moment.month, moment.day, tz="UTC")
-    except (TypeError, ValueError, OverflowError):  # all of which pendulum raises
+    except (TypeError, ValueError, OverflowError):  # pendulum raises all of them
         pass
     raise ValueError(f"since must be a datetime or ISO 8601 text like '2026-11-01T00:00:00Z', not {since!r}")
 
@@ -374,21 +375,21 @@ def _parse_count(count: object) -> int:
 
 def _completed_if_passed(expectation: Expectation, entity: list[WebhookPayload]) -> list[WebhookPayload]:
     completed = [row for row in entity if _is(row, "completed")]
-    going = any(not _is(row, "completed", "failed") for row in entity)
-    return completed if len(completed) >= expectation.needed and not going else []
+    in_progress = any(not _is(row, "completed", "failed") for row in entity)
+    return completed if len(completed) >= expectation.needed and not in_progress else []
 
 
 def _refuse_future(rows: Iterable[WebhookPayload], now: datetime) -> None:
     ahead = max((row.date_time - now for row in rows), default=timedelta(0))
     if ahead > MAX_CLOCK_SKEW:
         raise BankConnectTimezoneError(
-            f"A payload lies {timedelta(minutes=round(ahead.total_seconds() / 60))} in the future: the connection's "
+            f"A payload is {timedelta(minutes=round(ahead.total_seconds() / 60))} in the future: the connection's "
             "timezone is not the zone of the vendor's date_time (or this machine's clock is wrong)"
         )
 
 
 def _progress(row: WebhookPayload) -> str:
-    """Say where a row stands; without a statement it is a failed attempt, whatever else it says."""
+    """Return the progress of a row; without a statement it is a failed attempt."""
     return row.progress.lower() if row.statement_id else "failed"
 
 
@@ -397,7 +398,7 @@ def _is(row: WebhookPayload, *states: str) -> bool:
 
 
 def _newness(row: WebhookPayload) -> tuple[datetime, int, str, str, str, str]:
-    """Order rows in time, and ties so that no order of arrival shows."""
+    """Return a sort key: by time, and for equal times independent of the order of arrival."""
     progress = _progress(row)
     return (row.date_time, _RANK.get(progress, 0), row.entity_id, row.statement_id, progress, row.reason)
 

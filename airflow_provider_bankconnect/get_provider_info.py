@@ -1,4 +1,4 @@
-"""What Airflow reads at start-up. A literal: every Airflow process evaluates it."""
+"""The provider's metadata. Literals only: every Airflow process evaluates them at start-up."""
 
 from __future__ import annotations
 
@@ -6,131 +6,115 @@ from typing import Any
 
 from airflow_provider_bankconnect import __version__
 
-# Airflow's own "Extra Fields" does not sound like the place of a key.
+# Airflow's default section title, "Extra Fields", would not suggest that a key belongs there.
 _SECTION = "API Key and options"
+_NAME = "FinBox BankConnect"
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Describe the provider, as Airflow's ``provider_info.schema.json`` has it."""
+    """Return the metadata, as described by Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-provider-bankconnect",
-        "name": "FinBox BankConnect",
-        "description": "`FinBox BankConnect <https://docs.finbox.in/bank-connect/>`__: gates that open only when the "
-        "vendor's own records say that a customer's bank statement has been processed.",
+        "name": _NAME,
+        "description": f"`{_NAME} <https://docs.finbox.in/bank-connect/>`__: sensors that pass only when the vendor's "
+        "own records say that a customer's bank statement has been processed.",
         "versions": [__version__],
         "integrations": [
-            {
-                "integration-name": "FinBox BankConnect",
-                "external-doc-url": "https://docs.finbox.in/bank-connect/",
-                "tags": ["service"],
-            }
+            {"integration-name": _NAME, "external-doc-url": "https://docs.finbox.in/bank-connect/", "tags": ["service"]}
         ],
-        "hooks": [
-            {
-                "integration-name": "FinBox BankConnect",
-                "python-modules": ["airflow_provider_bankconnect.hooks.bankconnect"],
-            }
-        ],
-        "operators": [
-            {
-                "integration-name": "FinBox BankConnect",
-                "python-modules": ["airflow_provider_bankconnect.operators.bankconnect"],
-            }
-        ],
-        "sensors": [
-            {
-                "integration-name": "FinBox BankConnect",
-                "python-modules": ["airflow_provider_bankconnect.sensors.bankconnect"],
-            }
-        ],
-        "triggers": [
-            {
-                "integration-name": "FinBox BankConnect",
-                "python-modules": ["airflow_provider_bankconnect.triggers.bankconnect"],
-            }
-        ],
+        "hooks": _modules("hooks"),
+        "operators": _modules("operators"),
+        "sensors": _modules("sensors"),
+        "triggers": _modules("triggers"),
         "asset-uris": [{"schemes": ["bankconnect"], "handler": None}],
-        "config": {
-            "bankconnect": {
-                "description": "The doorbell: an endpoint in Airflow's API server that takes BankConnect's webhooks. "
-                "Airflow 3.2 or later.",
-                "options": {
-                    "webhook_token": {
-                        "description": "What BankConnect has to know to ring: the last part of the registered address. "
-                        "At least 16 characters of letters, digits and ``. _ ~ -``; the same on every part of "
-                        "Airflow. Empty: there is no doorbell.",
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "sensitive": True,
-                        "example": None,
-                        "default": None,
-                    },
-                    "webhook_token_previous": {
-                        "description": "The token before that, still good while the new address is being registered.",
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "sensitive": True,
-                        "example": None,
-                        "default": None,
-                    },
-                    "public_url": {
-                        "description": "The ``https://`` address under which BankConnect reaches the API server. "
-                        "Empty: ``[api] base_url``.",
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "example": "https://airflow.example.com",
-                        "default": None,
-                    },
-                },
-            }
+        "config": {"bankconnect": _settings()},
+        "connection-types": [_connection_type()],
+    }
+
+
+def _modules(kind: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _NAME, "python-modules": [f"airflow_provider_bankconnect.{kind}.bankconnect"]}]
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "description": "The webhook receiver: an endpoint in Airflow's API server that records BankConnect's webhooks. "
+        "Airflow 3.2 or later.",
+        "options": {
+            "webhook_token": {
+                "description": "The secret last part of the address that is registered with BankConnect. At least 16 "
+                "characters of letters, digits and ``. _ ~ -``; the same on every component of Airflow. "
+                "Empty: the webhook receiver is off.",
+                "version_added": "0.1.0",
+                "type": "string",
+                "sensitive": True,
+                "example": None,
+                "default": None,
+            },
+            "webhook_token_previous": {
+                "description": "The previous token, still valid until the new address is registered.",
+                "version_added": "0.1.0",
+                "type": "string",
+                "sensitive": True,
+                "example": None,
+                "default": None,
+            },
+            "public_url": {
+                "description": "The ``https://`` address under which BankConnect reaches the API server. "
+                "Empty: ``[api] base_url``.",
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "https://airflow.example.com",
+                "default": None,
+            },
         },
-        "connection-types": [
-            {
-                "connection-type": "bankconnect",
-                "hook-class-name": "airflow_provider_bankconnect.hooks.bankconnect.BankConnectHook",
-                "hook-name": "FinBox BankConnect",
-                "ui-field-behaviour": {
-                    "hidden-fields": ["login", "schema", "extra"],
-                    "relabeling": {"password": "Server Hash"},
-                    "placeholders": {
-                        "host": "blank: apis.bankconnect.finbox.in",
-                        "password": "server-hash; the API Key goes below",
-                        "port": "443; Airflow's Test button wants a port",
-                        "timeout": "30",
-                        "max_concurrency": "16",
-                        "timezone": "UTC",
-                    },
-                },
-                "conn-fields": {
-                    "api_key": {
-                        "label": "API Key",
-                        "description": "The x-api-key that FinBox gave you with the Server Hash.",
-                        # Without "null" it is a required field, and its section turns red while it is missing.
-                        "schema": {"type": "string", "format": "password", "section": _SECTION},
-                    },
-                    "timezone": {
-                        "label": "Time zone",
-                        "description": "Of the times in BankConnect's payloads: an IANA name like Asia/Kolkata. "
-                        "Blank: UTC.",
-                        "schema": {"type": ["string", "null"], "section": _SECTION},
-                    },
-                    "verify": {
-                        "label": "CA bundle",
-                        "description": "Path of a PEM file, the same on every machine of Airflow. Blank: the usual "
-                        "authorities. TLS is always verified.",
-                        "schema": {"type": ["string", "null"], "section": _SECTION},
-                    },
-                    "timeout": {
-                        "label": "Timeout (seconds)",
-                        "description": "For one request. Blank: 30.",
-                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "section": _SECTION},
-                    },
-                    "max_concurrency": {
-                        "label": "Polls at once",
-                        "description": "The most requests under way from one triggerer. Blank: 16.",
-                        "schema": {"type": ["integer", "null"], "minimum": 1, "section": _SECTION},
-                    },
-                },
-            }
-        ],
+    }
+
+
+def _connection_type() -> dict[str, Any]:
+    return {
+        "connection-type": "bankconnect",
+        "hook-class-name": "airflow_provider_bankconnect.hooks.bankconnect.BankConnectHook",
+        "hook-name": _NAME,
+        "ui-field-behaviour": {
+            "hidden-fields": ["login", "schema", "extra"],
+            "relabeling": {"password": "Server Hash"},
+            "placeholders": {
+                "host": "blank: apis.bankconnect.finbox.in",
+                "password": "server-hash; the API Key goes below",
+                "port": "443; Airflow's Test button needs a port",
+                "timeout": "30",
+                "max_concurrency": "16",
+                "timezone": "UTC",
+            },
+        },
+        "conn-fields": {
+            "api_key": {
+                "label": "API Key",
+                "description": "The x-api-key that FinBox gave you with the Server Hash.",
+                # Without "null" the field is required, and its section turns red while it is missing.
+                "schema": {"type": "string", "format": "password", "section": _SECTION},
+            },
+            "timezone": {
+                "label": "Time zone",
+                "description": "Of the times in BankConnect's payloads: an IANA name like Asia/Kolkata. Blank: UTC.",
+                "schema": {"type": ["string", "null"], "section": _SECTION},
+            },
+            "verify": {
+                "label": "CA bundle",
+                "description": "Path of a PEM file, the same on every machine of Airflow. Blank: the default "
+                "certificate authorities. TLS is always verified.",
+                "schema": {"type": ["string", "null"], "section": _SECTION},
+            },
+            "timeout": {
+                "label": "Timeout (seconds)",
+                "description": "For one request. Blank: 30.",
+                "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "section": _SECTION},
+            },
+            "max_concurrency": {
+                "label": "Polls at once",
+                "description": "The maximum number of requests from one triggerer. Blank: 16.",
+                "schema": {"type": ["integer", "null"], "minimum": 1, "section": _SECTION},
+            },
+        },
     }

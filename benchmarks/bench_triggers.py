@@ -1,4 +1,4 @@
-"""What runs inside the measured triggerer beside the waits: one that does nothing, a bare one, and a watch."""
+"""Triggers for comparison: one that does nothing, a bare poll loop, and a watch that measures the event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Trigger(BaseTrigger):
         self.arguments = arguments
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Give the class path and the arguments."""
+        """Return the class path and the arguments."""
         return f"bench_triggers.{type(self).__name__}", self.arguments
 
 
@@ -44,22 +44,22 @@ class Nothing(_Trigger):
 
 
 class Bare(_Trigger):
-    """The least that a wait can do: a shared session, a GET, a sleep. It cannot fail, renew, share or stop well."""
+    """The least that a wait can do: a shared session, a GET, a sleep. It handles no error."""
 
     session: aiohttp.ClientSession | None = None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll until the record is there."""
+        """Poll until there is a record."""
         vendor = json.loads(os.environ["BENCH_VENDOR"])
         Bare.session = session = Bare.session or open_session(vendor)
-        # Spread, as ours are: a burst shares the loop's turns, and costs less a poll.
+        # Spread, as ours are: polls in a burst cost less each.
         await asyncio.sleep(random.random() * self.arguments["poke_interval"])
         await bare_wait(session, vendor["host"], self.arguments["link_id"], self.arguments["poke_interval"])
         yield TriggerEvent({})  # type: ignore[no-untyped-call]
 
 
 class _Collector:
-    """How long Python's garbage collector holds everything up."""
+    """Measures how long Python's garbage collector stops everything."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -67,7 +67,7 @@ class _Collector:
         self._began: float | None = None
 
     def note(self, phase: str, _: dict[str, int]) -> None:
-        """Be told when it starts and stops, in whichever thread."""
+        """Record a start or a stop, in any thread."""
         now = time.monotonic()
         if phase == "start":
             self._began = now
@@ -78,13 +78,13 @@ class _Collector:
 
     @property
     def seconds(self) -> float:
-        """All that it has taken so far."""
+        """The seconds that it has taken so far."""
         began = self._began
         return self._seconds + (time.monotonic() - began if began is not None else 0.0)
 
 
 class Watch(_Trigger):
-    """Writes down each second how long the loop was blocked at most, and by what."""
+    """Writes each second how long the loop was blocked at most, and how long by the collector."""
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Tick."""
@@ -92,9 +92,9 @@ class Watch(_Trigger):
         gc.callbacks.append(collector.note)
         with Path(self.arguments["path"]).open("a", encoding="utf-8") as file:  # noqa: ASYNC230 - a line a second
             while True:
-                told = time.monotonic()
+                written = time.monotonic()
                 late = late_without = 0.0
-                while time.monotonic() - told < 1.0:
+                while time.monotonic() - written < 1.0:
                     began, collected = time.monotonic(), collector.seconds
                     await asyncio.sleep(TICK)
                     over = time.monotonic() - began - TICK
@@ -108,7 +108,7 @@ class Watch(_Trigger):
 
 
 def open_session(vendor: dict[str, Any]) -> aiohttp.ClientSession:
-    """Open the shared session of the bare loop."""
+    """Return the shared session of the bare loop."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=vendor["limit"], keepalive_timeout=900, ssl=ssl.create_default_context(cafile=vendor["ca_file"])
@@ -118,7 +118,7 @@ def open_session(vendor: dict[str, Any]) -> aiohttp.ClientSession:
 
 
 async def bare_wait(session: aiohttp.ClientSession, base_url: str, link_id: str, interval: float) -> None:
-    """Poll until the record is there."""
+    """Poll until there is a record."""
     url = f"{base_url}/entity/webhook_payloads/?link_id={link_id}"
     while True:
         async with session.get(url) as response:

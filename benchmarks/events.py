@@ -1,4 +1,4 @@
-"""Airflow's database: old rows put into it, and what it says of events, runs and waits."""
+"""Airflow's database: inserts old rows, and reads events, runs and waits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import func, select, text
 from talk import serve
 
-# As Airflow leaves them when each customer has rung once and got a run. The events are those of the asset that rings
-# next: the receiver reads no others.
+# As Airflow has them when there was one webhook and one run for each customer. The events are those of the asset that
+# is measured: the receiver reads no others.
 _OLD: Final = """
     WITH numbers AS (SELECT generate_series(1, :rows) AS n),
     runs AS (
@@ -53,22 +53,22 @@ _OLD: Final = """
 
 
 def fill(dag_id: str, uri: str, rows: int) -> None:
-    """Let so many customers have come and gone."""
+    """Insert the rows of so many old customers."""
     with create_session() as session:
         session.execute(text(_OLD), {"dag_id": dag_id, "asset_id": asset_id(uri), "rows": rows})
     with settings.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # As on a database that has lived for a while.
+        # As on a database in use.
         connection.execute(text("VACUUM ANALYZE"))
 
 
 def asset_id(uri: str) -> int:
-    """Find an asset."""
+    """Return the id of an asset."""
     with create_session() as session:
         return session.scalar(select(AssetModel.id).where(AssetModel.uri == uri))
 
 
 def latest(dag_id: str, uri: str) -> dict[str, Any]:
-    """Remember where a burst begins."""
+    """Return the newest ids before a burst."""
     with create_session() as session:
         last = {
             name: session.scalar(select(func.max(model.id))) or 0
@@ -78,7 +78,7 @@ def latest(dag_id: str, uri: str) -> dict[str, Any]:
 
 
 def served(since: dict[str, Any]) -> dict[str, int]:
-    """Count what has come of a burst: events and their customers, partition rows, runs, and whom these serve."""
+    """Count the results of a burst: events and their customers, partition rows, runs, and the customers with a run."""
     with create_session() as session:
         events = {
             number: extra["link_id"]
@@ -126,7 +126,7 @@ def waits(dag_id: str) -> dict[str, int]:
 
 
 def wait_of(dag_id: str, run_id: str) -> dict[str, float] | None:
-    """Say when a wait's event was written down, and when its task was over; None while it is not."""
+    """Return when a wait's event was recorded, and when its task ended; None before that."""
     with create_session() as session:
         task = session.execute(
             select(TaskInstance.state, TaskInstance.scheduled_dttm, TaskInstance.end_date).where(
@@ -139,7 +139,7 @@ def wait_of(dag_id: str, run_id: str) -> dict[str, float] | None:
 
 
 def quiet() -> None:
-    """Have Postgres do nothing of itself."""
+    """Switch off Postgres' own background work."""
     with settings.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ALTER SYSTEM SET autovacuum = off"))
         connection.execute(text("SELECT pg_reload_conf()"))
@@ -147,7 +147,7 @@ def quiet() -> None:
 
 
 def transactions() -> int:
-    """Count the transactions of Airflow's database so far, asked from another one."""
+    """Count the transactions of Airflow's database so far, with a query to another database."""
     elsewhere = sqlalchemy.create_engine(settings.engine.url.set(database="template1"))
     with elsewhere.connect() as connection:
         counted = connection.scalar(

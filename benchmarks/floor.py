@@ -1,4 +1,4 @@
-"""The floor: the bare loop in a process of its own, without Airflow."""
+"""The bare poll loop in a process without a triggerer: the least that polling can cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench_triggers import bare_wait, open_session
 
 
 async def main(waits: int, interval: float) -> None:
-    """Wait for all; say when each has ended."""
+    """Run all waits, and print when each ends."""
     vendor = json.loads(os.environ["BENCH_VENDOR"])
     session = open_session(vendor)
 

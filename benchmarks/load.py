@@ -1,4 +1,4 @@
-"""Many POSTs, each at its time, and what became of each."""
+"""Sends many POSTs, each at its time, and measures the answers."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def post(
     ca_file: str,
     headers: Mapping[str, str] | None = None,
 ) -> list[Answer]:
-    """Send JSON to addresses, evenly spread over so many seconds, so many at a time at most, on open connections.
+    """Send JSON, evenly spread over so many seconds, with at most so many requests in flight, on open connections.
 
-    When as many as may be in flight have got no answer, it sends no more, and gives the answers of those that it sent.
+    Stop, and return the answers so far, when as many requests as may be in flight were not answered.
     """
     return asyncio.run(_post(requests, over, in_flight, ssl.create_default_context(cafile=ca_file), headers or {}))
 
@@ -47,7 +47,7 @@ async def _post(
 ) -> list[Answer]:
     slots = asyncio.Semaphore(in_flight)
     connector = aiohttp.TCPConnector(limit=in_flight, ssl=context)
-    # Nobody who sends webhooks waits longer.
+    # No sender of webhooks waits longer.
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         began = time.monotonic()

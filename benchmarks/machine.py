@@ -1,4 +1,4 @@
-"""The machine that is measured on: a virtual environment, a Postgres, processes, and what they cost."""
+"""The machine: a virtual environment, a Postgres, processes, and what they cost."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class BenchError(Exception):
-    """The benchmark cannot be run here, or broke off; says why."""
+    """The benchmark cannot be run here, or was interrupted; the message says why."""
 
 
 def install() -> None:
-    """Make the virtual environment, once: this project's own with the peers in it."""
+    """Create the virtual environment, once: this project's own and the other providers."""
     tag = f"py{sys.version_info.major}{sys.version_info.minor}"
     constraints = ROOT / "constraints" / f"constraints-3.3.2-{tag}.txt"
     if not constraints.exists():
@@ -57,7 +57,7 @@ def install() -> None:
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-    """Run a command to its end; what it says goes to the log."""
+    """Run a command to its end; its output goes to the log."""
     with LOG.open("a", encoding="utf-8") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=log, check=False, start_new_session=True)
     if done.returncode:
@@ -66,7 +66,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
 
 @contextlib.contextmanager
 def process(command: Sequence[str], env: Mapping[str, str], *, end: signal.Signals) -> Iterator[int]:
-    """Run a process for as long as the ``with`` lasts, and leave none of its children behind."""
+    """Run a process for the ``with`` block, and end it with all its children."""
     with LOG.open("a", encoding="utf-8") as log:
         running = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -87,7 +87,7 @@ def process(command: Sequence[str], env: Mapping[str, str], *, end: signal.Signa
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """Run a Postgres of our own; gives the address of its database."""
+    """Run a Postgres of our own; yield the URL of its database."""
     try:
         with Postgres() as running:
             yield running.url
@@ -96,7 +96,7 @@ def postgres() -> Iterator[str]:
 
 
 def cpu(pids: Sequence[int]) -> float:
-    """CPU seconds that processes have used so far."""
+    """Return the CPU seconds that processes have used so far."""
     used = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -106,27 +106,27 @@ def cpu(pids: Sequence[int]) -> float:
 
 
 def memory(pid: int) -> int:
-    """Resident bytes of a process."""
+    """Return the resident bytes of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_files() -> int:
-    """Raise the limit of open files as far as we may, and give it: a triggerer keeps a log file open for each wait."""
+    """Raise the limit of open files to the hard limit, and return it: a triggerer has a log file open for each wait."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def describe() -> str:
-    """Say what machine this is, in size, not by name."""
+    """Return the size of this machine, in words."""
     memory_size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} cores ({platform.machine()}), {memory_size:.0f} GiB, Python {platform.python_version()}"
 
 
 def wait_until(what: str, seconds: float, ready: Callable[[], bool]) -> None:
-    """Wait for something that will be so.
+    """Wait until a condition is true.
 
-    :raises BenchError: it is not so.
+    :raises BenchError: it is not true in time.
     """
     until = time.monotonic() + seconds
     while not ready():

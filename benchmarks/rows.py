@@ -1,12 +1,12 @@
-"""The rows of deferred tasks, put straight into Airflow's database, and what has become of them.
+"""Inserts the rows of deferred tasks into Airflow's database, and reads their state.
 
-A scheduler and ten thousand worker starts would cost more than all that is measured.
+A scheduler and ten thousand worker starts would cost more than everything that is measured.
 """
 
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.models.dag import DagModel
@@ -20,12 +20,12 @@ from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunType
 from bench_triggers import Bare, Nothing, Watch
+from history_wait import history_wait
 from sqlalchemy import delete, func, insert, select, text
 from talk import serve
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.gate import Expectation, HistoryGate
-from airflow_provider_bankconnect.triggers.bankconnect import BankConnectWebhookPayloadTrigger
 
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
@@ -34,7 +34,7 @@ DAG: Final = "benchmark"
 
 
 def prepare() -> None:
-    """Make the DAG and the run that the tasks belong to."""
+    """Insert the DAG and the run of the tasks."""
     now = datetime.now(UTC)
     with create_session() as session:
         session.add(DagBundleModel(name=DAG))
@@ -66,7 +66,7 @@ def prepare() -> None:
 
 
 def trigger(kind: str, number: int, interval: float) -> BaseTrigger:
-    """Make a wait as its sensor would."""
+    """Return the trigger of a wait, as its sensor makes it."""
     name = f"bench-{number}"
     if kind == "nothing":
         return Nothing(number=number)
@@ -74,16 +74,15 @@ def trigger(kind: str, number: int, interval: float) -> BaseTrigger:
         return Bare(link_id=name, poke_interval=interval)
     if kind == "http":
         return HttpSensorTrigger(endpoint=f"entity/{name}/", http_conn_id="http_vendor", poke_interval=interval)
-    return BankConnectWebhookPayloadTrigger(
-        link_id={"same": "bench-same", "history": "bench-history"}.get(kind, name),
+    return history_wait(
+        {"same": "bench-same", "history": "bench-history"}.get(kind, name),
+        interval,
         expected_statements=1_000_000 if kind == "history" else 1,
-        deadline=datetime.now(UTC) + timedelta(hours=6),
-        poke_interval=interval,
     )
 
 
 def put(kind: str, waits: int, interval: float, watch: str) -> None:
-    """Take away what was there, and put so many deferred tasks in its place."""
+    """Replace all deferred tasks by so many new ones."""
     clear()
     now = datetime.now(UTC)
     made: list[tuple[str, BaseTrigger]] = [("watch", Watch(path=watch))]
@@ -120,26 +119,26 @@ def put(kind: str, waits: int, interval: float, watch: str) -> None:
                 for number, ((task_id, _), trigger_id) in enumerate(zip(made, ids, strict=True))
             ],
         )
-    # As on a database that has lived for a while: without statistics Postgres plans the triggerer's queries badly.
+    # As on a database in use: without statistics Postgres plans the triggerer's queries badly.
     with create_session() as session:
         session.execute(text("ANALYZE"))
 
 
 def clear() -> None:
-    """Take all waits away; a running triggerer cancels them."""
+    """Delete all waits; a running triggerer cancels them."""
     with create_session() as session:
         session.execute(delete(TaskInstance))
         session.execute(delete(Trigger))
 
 
 def taken() -> int:
-    """How many a triggerer has taken up."""
+    """Return how many waits a triggerer has assigned to itself."""
     with create_session() as session:
         return session.scalar(select(func.count(Trigger.id)).where(Trigger.triggerer_id.is_not(None))) or 0
 
 
 def ended() -> dict[str, float]:
-    """Which waits have ended, and when Airflow had written it down."""
+    """Return the waits that have ended, and when Airflow had recorded it."""
     with create_session() as session:
         found = session.execute(
             select(TaskInstance.map_index, TaskInstance.scheduled_dttm).where(
@@ -150,7 +149,7 @@ def ended() -> dict[str, float]:
 
 
 def judge(rows: int) -> float:
-    """Read and judge an answer of so many rows; the seconds of the median of five."""
+    """Read and judge an answer of so many rows; return the seconds, the median of five."""
     stamp = "2026-01-01 00:00:00"
     row = '{"statement_id":"s%d","entity_id":"e%d","link_id":"l","progress":"processing","reason":"","date_time":"%s"}'
     body = '{"payloads":[' + ",".join(row % (number, number % 50, stamp) for number in range(rows)) + "]}"

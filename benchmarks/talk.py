@@ -1,4 +1,4 @@
-"""A helper process that is asked by lines of JSON: one question on its stdin, one answer on its stdout."""
+"""A helper process that answers lines of JSON: one question on its stdin, one answer on its stdout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def serve(**answers: Callable[..., Any]) -> None:
-    """Answer until nobody asks any more. What others print goes to stderr."""
+    """Answer questions until stdin is closed. Everything else that is printed goes to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -24,7 +24,7 @@ def serve(**answers: Callable[..., Any]) -> None:
 
 
 class Helper:
-    """The other end: starts the process, asks it, and ends it."""
+    """Starts a helper process, asks it, and ends it."""
 
     def __init__(self, command: list[str], *, env: Mapping[str, str], log: Path) -> None:
         self._log = log
@@ -52,7 +52,7 @@ class Helper:
         self.process.kill()
         self.process.wait()
 
-    def ask(self, what: str, **arguments: object) -> Any:  # noqa: ANN401 - whatever JSON holds
+    def ask(self, what: str, **arguments: object) -> Any:  # noqa: ANN401 - any JSON
         """Ask, and wait for the answer."""
         if self.process.stdin is None or self.process.stdout is None:
             raise RuntimeError("the helper has no pipes")
@@ -60,5 +60,5 @@ class Helper:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a helper of the benchmark broke off; see {self._log}")
+            raise RuntimeError(f"a helper process of the benchmark has ended; see {self._log}")
         return json.loads(line)

@@ -1,4 +1,4 @@
-"""The sandbox in a process of its own: its CPU time is not the triggerer's."""
+"""The sandbox in a process of its own, so that its CPU time is not counted as the triggerer's."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
 
 
 class Vendor:
-    """One sandbox at a time, and what is asked of it."""
+    """One sandbox at a time."""
 
     def __init__(self) -> None:
         self.box = Sandbox()
 
     def start(self, *, remember: bool = False) -> dict[str, object]:
-        """Start anew; gives the connection. To ``remember`` who polled when costs memory."""
+        """Start a new sandbox; return its connection. ``remember`` keeps the log of requests, which takes memory."""
         self.box.stop()
         self.box = Sandbox(log_size=None if remember else 0).start()
         return self.box.connection | {"ca_file": self.box.ca_file}
 
     def certificate(self, folder: str) -> list[str]:
-        """Write a certificate and its key for an API server; gives the two files."""
+        """Write a certificate and its key for an API server; return the two files."""
         return [str(file) for file in self.box.issue_certificate(Path(folder))]
 
     def customer(self, name: str) -> dict[str, object]:
-        """Let a customer's record be there, and no webhook be sent; gives what the webhook would say."""
+        """Add a customer's record without a webhook; return the body of that webhook."""
         played = self.box.play(Statement(link_id=name, entity_id=name, after=0, transactions=5))
         return {name: getattr(played, name) for name in ("entity_id", "statement_id", "link_id", "progress")}
 
-    def looked(self, name: str) -> float | None:
-        """Say when a link's history was asked for first."""
-        looks = (record.at for record in self.box.calls("webhook_payloads") if record.query.get("link_id") == name)
-        return next(looks, None)
+    def first_poke(self, name: str) -> float | None:
+        """Return when a link's payload history was requested first."""
+        pokes = (record.at for record in self.box.calls("webhook_payloads") if record.query.get("link_id") == name)
+        return next(pokes, None)
 
     def delay(self, seconds: float) -> None:
-        """Take so long for each answer from now on."""
+        """Delay each answer from now on."""
         self.box.clear_faults()
         if seconds:
             self.box.fault(Fault(kind="delay", seconds=seconds))
 
     def counts(self) -> dict[str, int]:
-        """Count polls, the links that they asked for, and connections."""
+        """Return the numbers of polls, of the links that they asked for, and of TCP connections."""
         asked = {record.query.get("link_id", "") for record in self.box.requests}
         return {"polls": sum(self.box.counts.values()), "asked": len(asked), "connections": self.box.connections}
 
     def play(self, name: str) -> float:
-        """Let the record of a wait be there; gives the time of day."""
+        """Add the record that a wait waits for; return the time of day."""
         self.box.play(Statement(link_id=name, entity_id=name, after=0))
         return time.time()
 
     def history(self, link: str, rows: int) -> None:
-        """Give a link a long history."""
+        """Add many rows to the payload history of a link."""
         for number in range(rows):
             self.box.payload(link_id=link, entity_id=f"entity-{number % 50}", statement_id=f"statement-{number}")
 
     def gaps(self, since: float) -> dict[str, float]:
-        """Say how long a link went unasked: ever, and among what was not over at that monotonic time.
+        """Return the longest time between two requests for a link: of all, and of those that ended after ``since``.
 
-        The time since it was asked last counts too.
+        The time since the last request counts too.
         """
         times: dict[str, list[float]] = defaultdict(list)
         for record in self.box.requests:
@@ -84,7 +84,7 @@ def main() -> None:
             start=vendor.start,
             certificate=vendor.certificate,
             customer=vendor.customer,
-            looked=vendor.looked,
+            first_poke=vendor.first_poke,
             delay=vendor.delay,
             counts=vendor.counts,
             play=vendor.play,

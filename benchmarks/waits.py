@@ -1,7 +1,7 @@
-"""`make bench`: what waits cost a real triggerer, ours and others', in one run and one table.
+"""`make bench`: what our waits and others cost in a real triggerer, in one run and one table.
 
-A triggerer on Postgres, the sandbox over TLS in a process of its own, trigger rows put straight into the database.
-Everything lies in `.cache/bench`, and nothing is left running.
+It runs a triggerer on Postgres and the sandbox over TLS in a process of its own, and inserts trigger rows into the
+database. All files are in `.cache/bench`, and nothing is left running.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import machine
 from machine import HERE, HOME, LOG, PYTHON, BenchError
@@ -41,7 +41,7 @@ HISTORY_ROWS: Final = 10_000
 
 @dataclass(frozen=True)
 class Size:
-    """How much of it all."""
+    """How much is measured."""
 
     waits: int = 1_000
     interval: float = 5.0
@@ -57,14 +57,20 @@ QUICK: Final = Size(
     waits=200, interval=2.0, window=6.0, records=10, many=400, many_interval=5.0, many_window=11.0, settle=2.0
 )
 CASES: Final = "idle,floor,bare,ours,http,same,many_idle,many,many_rare,history"
-# Airflow's own place for such things; the triggerer's processes inherit it.
+# For airflow_local_settings.py, which the triggerer's processes load.
 RARE_COLLECTIONS: Final = "import gc\n\ngc.set_threshold(700, 10, 10_000)\n"
 QUICK_CASES: Final = "idle,floor,ours,http,same"
 
 
+def connection(vendor: dict[str, Any], limit: int) -> str:
+    """Return the connection to a sandbox, as JSON for Airflow's environment."""
+    ours = {name: vendor[name] for name in ("conn_type", "host", "password")}
+    return json.dumps(ours | {"extra": vendor["extra"] | {"max_concurrency": limit}})
+
+
 @dataclass
 class Reading:
-    """What was read off one case."""
+    """The results of one case."""
 
     name: str
     waits: int
@@ -82,33 +88,33 @@ class Reading:
 
     @property
     def cores(self) -> float:
-        """Cores in use on average."""
+        """The average number of cores in use."""
         return self.cpu / self.seconds if self.seconds else 0.0
 
     def per_poll(self, idle: Reading | None) -> float:
-        """CPU seconds for 1,000 polls, net of ``idle``."""
+        """Return the CPU seconds for 1,000 polls, net of ``idle``."""
         net = self.cpu - (idle.cores * self.seconds if idle else 0.0)
         return 1000 * net / self.polls if self.polls else 0.0
 
     @property
     def raw(self) -> str:
-        """All of it, in a line."""
+        """All figures, in a line."""
         gaps = ", ".join(f"{name} {value:.1f}" for name, value in self.gaps.items())
         return (
             f"{self.name}: {self.seconds:.1f} s, {self.cpu:.2f} CPU s, {self.cores:.3f} cores, {self.polls} polls, "
             f"{self.connections} connections, "
-            f"{self.memory / 2**20:.1f} MiB, block {1000 * self.late:.1f} ms (but for Python's collector "
+            f"{self.memory / 2**20:.1f} MiB, block {1000 * self.late:.1f} ms (without Python's collector "
             f"{1000 * self.late_without:.1f} ms, its longest {1000 * self.collecting:.1f} ms), at the start "
             f"{1000 * self.late_start:.0f} ms, {len(self.delays)} delays{f', gaps: {gaps}' if gaps else ''}"
         )
 
     def per_wait(self, idle: Reading) -> float:
-        """KiB a wait above ``idle``."""
+        """Return the KiB of a wait above ``idle``."""
         return (self.memory - idle.memory) / 1024 / self.waits
 
 
 class Bench:
-    """The database, the vendor, and one triggerer at a time."""
+    """The database, the sandbox, and one triggerer at a time."""
 
     def __init__(self, size: Size, env: dict[str, str], vendor: Helper) -> None:
         self.size = size
@@ -117,22 +123,20 @@ class Bench:
         self.rows: Helper | None = None
 
     def connect(self, *, limit: int, remember: bool = False) -> None:
-        """Start the vendor anew, and have both kinds of connection lead there."""
+        """Start a new sandbox, and set both kinds of connection to it."""
         vendor = self.vendor.ask("start", remember=remember)
-        ours = {name: vendor[name] for name in ("conn_type", "host", "password")}
-        ours["extra"] = vendor["extra"] | {"max_concurrency": limit}
         keys = {"x-api-key": vendor["extra"]["api_key"], "server-hash": vendor["password"]}
         self.env |= {
-            "AIRFLOW_CONN_BANKCONNECT_DEFAULT": json.dumps(ours),
+            "AIRFLOW_CONN_BANKCONNECT_DEFAULT": connection(vendor, limit),
             "AIRFLOW_CONN_HTTP_VENDOR": json.dumps({"conn_type": "http", "host": vendor["host"], "extra": keys}),
-            # The http provider takes no bundle of its own.
+            # Connections of the http provider have no CA bundle.
             "SSL_CERT_FILE": vendor["ca_file"],
             "BENCH_VENDOR": json.dumps(vendor | {"limit": limit}),
         }
 
     @contextlib.contextmanager
     def triggerer(self) -> Iterator[int]:
-        """Run a triggerer."""
+        """Run a triggerer; yield its process id."""
         command = [str(PYTHON), "-m", "airflow", "triggerer", "--skip-serve-logs"]
         with machine.process(command, self.env, end=signal.SIGKILL) as pid:
             machine.wait_until("the triggerer", 60, lambda: len(machine.family(pid)) > 1)
@@ -140,7 +144,7 @@ class Bench:
 
     @contextlib.contextmanager
     def local_settings(self, text: str) -> Iterator[None]:
-        """Have Airflow's processes run this when they start."""
+        """Let Airflow's processes run this text when they start."""
         file = Path(self.env["AIRFLOW_HOME"]) / "config" / "airflow_local_settings.py"
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -148,7 +152,7 @@ class Bench:
         file.unlink()
 
     def measure(self, name: str, kind: str, waits: int, interval: float, window: float, *, records: int = 0) -> Reading:
-        """Run so many waits of a kind in a fresh triggerer, and read off what they cost."""
+        """Run so many waits of a kind in a new triggerer, and return what they cost."""
         reading = Reading(name, waits)
         WATCH.write_text("", encoding="utf-8")
         self.rows.ask("put", kind=kind, waits=waits, interval=interval, watch=str(WATCH))
@@ -156,7 +160,7 @@ class Bench:
         with self.triggerer() as pid:
             machine.wait_until("all waits", 600, lambda: self.rows.ask("taken") == waits + 1)
             first = waits if kind in {"ours", "bare", "http"} else 1
-            # Only then does the vendor remember who asked.
+            # Only then does the sandbox keep the log of requests.
             is_large = kind == "ours" and waits == self.size.many
             machine.wait_until(
                 "all first polls",
@@ -167,7 +171,7 @@ class Bench:
                     else self.vendor.ask("counts")["asked" if is_large else "polls"] >= first
                 ),
             )
-            # Airflow has the loop while it loads ten thousand: what has piled up until then is asked for first.
+            # Airflow blocks the loop while it loads ten thousand: the overdue polls are made first.
             time.sleep(max(self.size.settle, interval) if is_large else self.size.settle)
             pids = machine.family(pid)
             began, since, cpu = time.monotonic(), self.vendor.ask("counts"), machine.cpu(pids)
@@ -177,7 +181,7 @@ class Bench:
             reading.seconds, reading.cpu = ended - began, cpu_until - cpu
             reading.polls = until["polls"] - since["polls"]
             reading.connections = int(until["connections"])
-            # The last of the family is the one that runs the triggers.
+            # The last process of the family runs the triggers.
             reading.memory = machine.memory(pids[-1])
             self._read_watch(reading, began, ended)
             if is_large:
@@ -188,7 +192,7 @@ class Bench:
         return reading
 
     def floor(self) -> Reading:
-        """Run the bare loop, in a process without Airflow."""
+        """Run the bare loop in a process without a triggerer."""
         size = self.size
         reading = Reading("bare loop, own process", size.waits)
         say(f"{reading.name}: {size.waits:,} waits, starting")
@@ -226,7 +230,7 @@ class Bench:
         return [ended[name] - at for name, at in played.items() if name in ended]
 
     def _play(self, records: int, interval: float, name: str) -> dict[str, float]:
-        say(f"{name}: {records} records come, one after the other")
+        say(f"{name}: adding {records} records, one after the other")
         played = {}
         for number in random.Random(0).sample(range(self.size.waits), records):
             played[f"bench-{number}"] = self.vendor.ask("play", name=f"bench-{number}")
@@ -246,12 +250,14 @@ class Bench:
 
 
 def main() -> int:
-    """Measure, and print the table; 0 when it could be measured, whatever it says."""
+    """Measure, and print the table; return 0 when it could be measured, whatever the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works: figures mean little")
+    parser.add_argument(
+        "--quick", action="store_true", help="small numbers: shows that it works, the figures mean little"
+    )
     parser.add_argument("--only", default="", help=f"only these cases, of {CASES}")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     HOME.mkdir(parents=True, exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     try:
@@ -271,13 +277,13 @@ def main() -> int:
 def measure_all(size: Size, only: set[str]) -> str:
     """Run those cases, one after the other."""
     limit = machine.open_files()
-    say("setting up: a virtual environment with the peers, once")
+    say("setting up: a virtual environment with the other providers, once")
     machine.install()
     home = HOME / "airflow"
     shutil.rmtree(home, ignore_errors=True)
     (home / "dags").mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        say("setting up: Postgres, Airflow's tables, the vendor")
+        say("setting up: Postgres, Airflow's tables, the sandbox")
         env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")} | {
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
@@ -301,14 +307,14 @@ def measure_all(size: Size, only: set[str]) -> str:
         try:
             judged = run_cases(bench, only, readings)
         except BenchError as error:
-            # What was measured so far is told all the same.
+            # The figures so far are printed nevertheless.
             print(f"\n{error}", file=sys.stderr)
         stack.callback(shutil.rmtree, home, ignore_errors=True)
     return write_table(size, readings, judged, limit)
 
 
 def run_cases(bench: Bench, only: set[str], readings: dict[str, Reading]) -> float:
-    """Fill in the readings by their short names; gives the seconds of judging a long history."""
+    """Fill in the readings by their short names; return the seconds of judging a long history."""
     size = bench.size
     usual = (size.waits, size.interval, size.window)
     if "idle" in only:
@@ -341,7 +347,7 @@ def run_cases(bench: Bench, only: set[str], readings: dict[str, Reading]) -> flo
 
 
 def run_many(bench: Bench, name: str, local_settings: str) -> Reading:
-    """Run the most waits, against a slow vendor."""
+    """Run the largest number of waits, against a slow sandbox."""
     size = bench.size
     bench.connect(limit=LARGE_LIMIT, remember=True)
     bench.vendor.ask("delay", seconds=VENDOR_SECONDS)
@@ -350,7 +356,7 @@ def run_many(bench: Bench, name: str, local_settings: str) -> Reading:
 
 
 def write_table(size: Size, readings: dict[str, Reading], judged: float, limit: int) -> str:
-    """Write both tables: what was measured, and what was wanted."""
+    """Return both tables: the figures, and the goals."""
     idle, many_idle = readings.get("idle"), readings.get("many_idle")
     measured = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} on {machine.describe()}, everything on the one machine; "
@@ -379,7 +385,7 @@ def write_table(size: Size, readings: dict[str, Reading], judged: float, limit: 
 
 
 def goals(size: Size, readings: dict[str, Reading], judged: float) -> Iterator[tuple[str, str, str]]:
-    """Give each goal, and what became of it."""
+    """Yield each goal, and what was measured."""
 
     def verdict(met: bool, found: str) -> str:  # noqa: FBT001 - read as a sentence
         return found if met else f"{found}: **not met**"
@@ -405,7 +411,9 @@ def goals(size: Size, readings: dict[str, Reading], judged: float) -> Iterator[t
         what = f"connections for {ours.waits:,} waits, a poll every {size.interval:g} s for {ours.seconds:.0f} s"
         yield what, f"at most {LIMIT}", verdict(ours.connections <= LIMIT, str(ours.connections))
     if (many := readings.get("many")) and (many_idle := readings.get("many_idle")):
-        what = f"{many.waits:,} waits, a poll every {size.many_interval:g} s, a vendor of 250 ms, {LARGE_LIMIT} at once"
+        what = (
+            f"{many.waits:,} waits, a poll every {size.many_interval:g} s, answers after 250 ms, {LARGE_LIMIT} at once"
+        )
         longest = many.gaps["longest"]
         served = many.gaps["asked"] >= many.waits and longest <= size.many_interval + 5
         yield (
@@ -431,7 +439,7 @@ def goals(size: Size, readings: dict[str, Reading], judged: float) -> Iterator[t
             verdict(
                 many.late < 0.05,
                 f"{ms(many.late)}, of which Python's garbage collector {ms(many.collecting)}; "
-                f"but for it {ms(many.late_without)}{rare}",
+                f"without it {ms(many.late_without)}{rare}",
             ),
         )
     if same := readings.get("same"):
@@ -450,22 +458,22 @@ def goals(size: Size, readings: dict[str, Reading], judged: float) -> Iterator[t
         yield (
             "— longest block of the loop meanwhile",
             "under 50 ms",
-            verdict(history.late < 0.05, f"{ms(history.late)}; but for the collector {ms(history.late_without)}"),
+            verdict(history.late < 0.05, f"{ms(history.late)}; without the collector {ms(history.late_without)}"),
         )
 
 
 def ms(seconds: float) -> str:
-    """Say it in milliseconds."""
+    """Format seconds as milliseconds."""
     return f"{1000 * seconds:.0f} ms"
 
 
 def watched() -> list[dict[str, float]]:
-    """Read what the watch in the triggerer has written."""
+    """Return the lines that the watch in the triggerer has written."""
     return [json.loads(line) for line in WATCH.read_text(encoding="utf-8").splitlines()]
 
 
 def pause(what: str, seconds: float) -> None:
-    """Let time go by, and say so now and then."""
+    """Sleep, and print the time left every 20 seconds."""
     until = time.monotonic() + seconds
     say(f"{what}, for {seconds:.0f} s")
     while (left := until - time.monotonic()) > 0:
@@ -475,7 +483,7 @@ def pause(what: str, seconds: float) -> None:
 
 
 def say(what: str) -> None:
-    """Tell who watches."""
+    """Print a line with the seconds since the start."""
     print(f"{time.monotonic() - STARTED:6.1f} s  {what}", flush=True)
 
 

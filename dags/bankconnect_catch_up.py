@@ -1,8 +1,8 @@
-"""Rings for statements whose webhook was lost: after an outage, a wrong `webhook_mode`, or a deployment.
+"""Records missed webhooks, for instance after an outage, a wrong `webhook_mode` or a deployment.
 
 Keep the links that you expect in the Airflow variable `bankconnect_expected_links`, as a JSON list, or take them from
-where you keep your open applications. A link that nobody expects cannot be asked for. Needs Airflow 3.2. For rings that
-came while `bankconnect_on_webhook` was paused, run this by hand with `again` switched on.
+where you keep your open applications. Other links cannot be found. Needs Airflow 3.2. If webhooks arrived while
+`bankconnect_on_webhook` was paused, unpause it and run this by hand with `again` switched on.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from airflow_provider_bankconnect.operators.bankconnect import BankConnectCatchU
 
 with DAG(
     dag_id="bankconnect_catch_up",
-    description="Ring for the statements that BankConnect has completed and no webhook has announced.",
+    description="Record completed statements that no webhook announced.",
     doc_md=__doc__,
     schedule=timedelta(minutes=10),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
-    params={"again": Param(default=False, type="boolean", description="Ring even for what has rung before.")},
+    params={"again": Param(default=False, type="boolean", description="Record even what is recorded already.")},
     render_template_as_native_obj=True,
     default_args={"retries": 1, "retry_delay": timedelta(minutes=1)},
     tags=["bankconnect"],
 ):
     BankConnectCatchUpOperator(
-        task_id="ring_for_the_lost",
+        task_id="catch_up",
         link_ids="{{ var.json.get('bankconnect_expected_links', []) }}",
         since="{{ (dag_run.run_after - macros.timedelta(days=7)).isoformat() }}",
         again="{{ params.again }}",

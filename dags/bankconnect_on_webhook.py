@@ -1,8 +1,8 @@
-"""A run for each customer whose statement is over: BankConnect's webhook starts it, its records open the gate.
+"""Runs when a webhook arrives: the webhook starts the run, BankConnect's own records decide whether its gate passes.
 
-Needs Airflow 3.2, the setting `[bankconnect] webhook_token`, and `bankconnect_register_webhook` to have run without
-a `webhook_url`. Three statements of one customer ring three times: three runs. Of those that see the same statements
-one works.
+Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`; run `bankconnect_register_webhook` without a
+`webhook_url` first. Three statements of one customer start up to three runs. Of the runs that see the same statements,
+one does the work.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ with DAG(
     doc_md=__doc__,
     schedule=PartitionedAssetTimetable(assets=webhook_asset(CONN_ID)),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
-    # A gate that stays shut is a run that goes on, though it holds no worker: leave room for the next customer.
+    # A waiting run is an active run, though it holds no worker: leave room for the next customer.
     max_active_runs=1000,
     default_args={"retries": 2, "retry_delay": timedelta(minutes=2)},
     tags=["bankconnect"],
 ):
-    # The webhook said only where to look. Its ids are in the event; the partition key may be a hash of them.
+    # Take the link from the event: the partition key may be a hash.
     wait_for_statement = BankConnectWebhookPayloadSensor(
         task_id="wait_for_statement",
         bankconnect_conn_id=CONN_ID,
@@ -43,13 +43,13 @@ with DAG(
 
     @task.short_circuit
     def is_mine(rows: list[dict[str, Any]], triggering_asset_events: Any = None) -> bool:  # noqa: ANN401 - Airflow's
-        """Let one run work on a set of statements: the one that the newest of them rang for. Each rings once."""
-        rung_for = {event.extra["statement_id"] for events in triggering_asset_events.values() for event in events}
-        return rows[0]["statement_id"] in rung_for
+        """Return whether the newest statement started this run. Each completed statement starts one run only."""
+        started_by = {event.extra["statement_id"] for events in triggering_asset_events.values() for event in events}
+        return rows[0]["statement_id"] in started_by
 
     @task
     def count_transactions(rows: list[dict[str, Any]]) -> dict[str, int]:
-        """Stand for your own work. It may run again: let it do no harm twice."""
+        """Replace this with your own work. It must be idempotent, because a task may run again."""
         with BankConnectHook(CONN_ID) as hook:
             answer = hook.get_transactions(rows[0]["entity_id"])
         return {"statements": len(rows), "transactions": len(answer["transactions"])}

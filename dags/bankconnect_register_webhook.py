@@ -1,6 +1,6 @@
-"""Tells BankConnect where to send its webhooks. Trigger it by hand, once per environment and after each change.
+"""Registers the endpoint of BankConnect's webhooks. Trigger it by hand, once per environment and after each change.
 
-BankConnect keeps one URL for each account: a staging Airflow on production's keys takes production's webhooks away.
+BankConnect keeps one URL for each account: a staging Airflow with production's keys diverts production's webhooks.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ with DAG(
             default=None,
             type=["null", "string"],
             format="uri",
-            description="An https:// endpoint that answers with 200; left out: this Airflow's own doorbell",
+            description="An https:// endpoint that answers with 200; empty: the webhook receiver of this Airflow",
         ),
-        "allow_private_host": Param(default=False, type="boolean", description="For the sandbox, on this very machine"),
+        "allow_private_host": Param(default=False, type="boolean", description="For the sandbox on this machine"),
     },
-    # So that a URL that is left out arrives as None, and not as a word.
+    # Renders an empty URL as None, and not as the text "None".
     render_template_as_native_obj=True,
     tags=["bankconnect"],
 ):
     BankConnectUpdateWebhookOperator(
         task_id="register",
         webhook_url="{{ params.webhook_url }}",
-        # BankConnect's own default is net banking only: statements uploaded as a PDF would go silent.
+        # With BankConnect's default, net banking only, uploaded PDF statements would send no webhook.
         webhook_mode=WebhookMode.NET_BANKING_AND_MANUAL,
         allow_private_host="{{ params.allow_private_host }}",
     )

@@ -1,4 +1,4 @@
-"""One run for each customer: wait until BankConnect has processed the statement, then work on the transactions.
+"""Waits until BankConnect has processed a customer's statement, then works on the transactions. One run per customer.
 
 Trigger it when you send the customer to BankConnect, with the link and that moment:
 
@@ -24,36 +24,36 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
-    # A run that waits is an active run: Airflow's default of 16 would make the 17th customer wait for the first.
+    # A waiting run is an active run: with Airflow's default of 16, the 17th customer would wait for the first.
     max_active_runs=1000,
     params={
-        "link_id": Param(type="string", minLength=1, maxLength=500, description="As the SDK was given it"),
-        "since": Param(type="string", format="date-time", description="When this customer's journey began"),
+        "link_id": Param(type="string", minLength=1, maxLength=500, description="The link that the SDK got"),
+        "since": Param(type="string", format="date-time", description="When the customer was sent to BankConnect"),
     },
     tags=["bankconnect"],
 ):
     wait = BankConnectWebhookPayloadSensor(
         task_id="wait_for_statement",
         link_id="{{ params.link_id }}",
-        # A link that is used again next month must not open on last month's row: only what came since counts.
+        # If the link is used again next month, last month's statement must not pass the gate.
         since="{{ params.since }}",
-        # People take hours to find their password. After this the task fails, and tells what it saw last.
+        # Customers may take hours to find their password. After the timeout, the task fails.
         timeout=timedelta(hours=24).total_seconds(),
         poke_interval=30,
         deferrable=True,
     )
 
-    # New statements may come in between the gate and this call: then it is refused (BankConnectNotReadyError),
-    # and tried again.
+    # A new statement may arrive after the gate has passed: then the hook raises BankConnectNotReadyError, and the
+    # task is retried.
     @task(retries=5, retry_delay=timedelta(minutes=2))
     def summarise_transactions(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Read the transactions and keep what is safe to keep: XCom is no place for a customer's data."""
+        """Read the transactions, and return counts only: a customer's data must not get into XCom."""
         with BankConnectHook() as hook:
             answer = hook.get_transactions(rows[0]["entity_id"])
         done = {item["statement_id"] for item in answer["progress"] if item["status"] == "completed"}
         missing = {row["statement_id"] for row in rows} - done
         if missing:
-            raise ValueError(f"The gate opened on statements that the transactions do not cover: {sorted(missing)}")
+            raise ValueError(f"The transactions do not cover these statements: {sorted(missing)}")
         if not answer["transactions"]:
             raise ValueError("The statement has no transactions: nothing to underwrite")
         return {"statements": len(done), "transactions": len(answer["transactions"])}

@@ -1,4 +1,4 @@
-"""Sphinx, with nothing beside it. Tables that the README has are taken from there: facts stand once."""
+"""Sphinx configuration. Tables of the README are included from there, so that each fact is written once."""
 
 # ruff: noqa: INP001 - Sphinx reads it; it is no package
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from airflow_provider_bankconnect import __version__ as release  # noqa: E402 - the tree's, whatever is installed
+from airflow_provider_bankconnect import __version__ as release  # noqa: E402 - of this tree, not of an installed package
 
 project = "BankConnect provider"
 author = "the authors of airflow-provider-bankconnect"
@@ -37,24 +37,24 @@ autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 add_module_names = False
-# What is not ours has its documentation elsewhere, and the build asks nobody.
+# References to other projects are not resolved: the build makes no network requests.
 nitpick_ignore_regex = [(r"py:.*", r"(?!airflow_provider_bankconnect|BankConnect).*")]
 
-_TAKEN: Final = re.compile(r"^\.\. (readme|changelog):: *(?:(table \d+|list|all) of (.+))?$", re.MULTILINE)
+_INCLUDE: Final = re.compile(r"^\.\. (readme|changelog):: *(?:(table \d+|list|all) of (.+))?$", re.MULTILINE)
 _SECTION: Final = r"^(?P<level>#+) {heading}\n(?P<body>.*?)(?=^#{{1,{deep}}} |\Z)"
 
 
 def setup(app: Sphinx) -> None:
-    """Let a page say ``.. readme:: table 1 of Some heading`` or ``.. changelog::``."""
-    app.connect("source-read", _fill_in)
+    """Add the directives ``.. readme:: table 1 of Some heading`` and ``.. changelog::``."""
+    app.connect("source-read", _replace_includes)
     app.connect("env-before-read-docs", lambda _, env, names: names.extend(env.found_docs - set(names)))
 
 
-def _fill_in(_: Sphinx, __: str, source: list[str]) -> None:
-    source[0] = _TAKEN.sub(_take, source[0])
+def _replace_includes(_: Sphinx, __: str, source: list[str]) -> None:
+    source[0] = _INCLUDE.sub(_include, source[0])
 
 
-def _take(line: re.Match[str]) -> str:
+def _include(line: re.Match[str]) -> str:
     kind, part, heading = line.groups()
     if kind == "changelog":
         text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def _take(line: re.Match[str]) -> str:
 
 
 def section(heading: str) -> str:
-    """Give what the README has under a heading.
+    """Return the README's text under a heading.
 
     :raises ValueError: it has no such heading.
     """
@@ -82,7 +82,7 @@ def section(heading: str) -> str:
 
 
 def to_rst(markdown: str) -> str:
-    """Turn the little Markdown that our pages use into reStructuredText."""
+    """Convert the subset of Markdown that our pages use to reStructuredText."""
     text = re.sub(r"`([^`]+)`", r"``\1``", markdown)
     text = re.sub(r"\[([^]]+)\]\((https:[^)]+)\)", r"`\1 <\2>`__", text)
     text = re.sub(r"^#+ (.+)$", _underline, text, flags=re.MULTILINE)

@@ -1,7 +1,7 @@
-"""`make chaos`: waits in a whole Airflow on PostgreSQL, its processes killed one after another while statements end.
+"""`make chaos`: runs many waits in a whole Airflow on PostgreSQL, and kills its processes one after another.
 
-Afterwards every wait has to have ended as BankConnect's records say, none earlier, none handled twice, and no deadline
-may have begun anew. It prints what was killed, when, what was open, and what came of it. Nothing is left running.
+Every wait must end as BankConnect's records say, not earlier, and be handled once. No deadline may start anew. It
+prints what was killed, when, and how many waits were open. It leaves nothing running.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import processes
 import psycopg2
 from live import Live, LiveError, Postgres, family, temporary_folder
 
@@ -61,14 +62,15 @@ for name, timeout in (("chaos", 7200), ("chaos_short", SHORT)):
         )
         wait >> EmptyOperator(task_id="work")
 
-with DAG("rung", schedule=PartitionedAssetTimetable(assets=webhook_asset()), **HOW):
+with DAG("recorded", schedule=PartitionedAssetTimetable(assets=webhook_asset()), **HOW):
     EmptyOperator(task_id="nothing")
 """
-TOKEN: Final = "chaos-token-5b1d9e07"  # noqa: S105 - of an Airflow that lives for minutes
+TOKEN: Final = "chaos-token-5b1d9e07"  # noqa: S105 - of an Airflow that runs for minutes
+# Seconds until the deadline of a wait that never ends otherwise.
 SHORT: Final = 420
-# A wait may end so long after its deadline: one last look, the triggerer that takes it over, the task that tells it.
+# A wait may end this much after its deadline: another triggerer takes it over, pokes a last time, and a task ends it.
 SLACK: Final = 120.0
-SAY_EVERY: Final = 10.0
+PRINT_EVERY: Final = 10.0
 SETTINGS: Final = {
     "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN,
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -79,7 +81,7 @@ SETTINGS: Final = {
 
 @dataclass
 class Wait:
-    """One wait: how it has to end, and from when on it may."""
+    """One wait: how it must end, and from when on it may."""
 
     link: str
     fate: str
@@ -102,7 +104,7 @@ class Wait:
 
 @dataclass
 class Chaos:
-    """The vendor, Airflow, its database, and those who wait."""
+    """The sandbox, Airflow, its database, and the waits."""
 
     box: Sandbox
     live: Live
@@ -122,37 +124,37 @@ class Chaos:
             return cursor.fetchall()
 
     def states(self) -> dict[str, str | None]:
-        """How it stands with each wait: run id -> state."""
+        """Return the state of each wait by run id."""
         return dict(self.query("select run_id, state from task_instance where task_id = 'wait'"))
 
     def begin(self) -> None:
-        """Start the waits, and have all of them in the triggerers."""
+        """Start the waits, and wait until all of them are deferred."""
 
         def trigger(wait: Wait) -> None:
             run = self.live.api("POST", f"dags/{wait.dag_id}/dagRuns", json={"logical_date": None, "conf": wait.conf})
             wait.run_id = run["dag_run_id"]
 
-        say(f"{len(self.waits)} waits begin")
+        say(f"{len(self.waits)} waits start")
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(trigger, self.waits))
-        told = 0.0
+        printed_at = 0.0
 
         def all_wait() -> bool:
-            nonlocal told
+            nonlocal printed_at
             count = Counter(self.states().values())
-            if time.monotonic() - told > SAY_EVERY:
-                told = time.monotonic()
+            if time.monotonic() - printed_at > PRINT_EVERY:
+                printed_at = time.monotonic()
                 say(f"waiting: {count['deferred']} of {len(self.waits)}")
             return count["deferred"] == len(self.waits)
 
         self.live.wait_until("all waits are deferred", all_wait, 900)
 
     def play(self, seconds: float) -> None:
-        """Have the statements end over that time."""
+        """Let the statements end at random times within these seconds."""
         for wait in self.waits:
             if wait.fate == "never":
                 continue
-            wait.after = random.Random(wait.link).uniform(5, seconds)  # noqa: S311 - the same every time
+            wait.after = random.Random(wait.link).uniform(5, seconds)  # noqa: S311 - the same in every run
             wait.over_at = datetime.now(UTC) + timedelta(seconds=wait.after)
             progress: Any = "completed" if wait.fate == "completes" else "failed"
             self.box.play(
@@ -166,25 +168,25 @@ class Chaos:
             )
 
     def strike(self, what: str, act: Callable[[], str]) -> None:
-        """Do one thing, and write down what was open then."""
+        """Do one thing, and note how many waits were open."""
         try:
             open_waits = str(Counter(self.states().values())["deferred"])
         except psycopg2.Error:
             open_waits = "?"
         at = f"{time.monotonic() - STARTED:.0f} s"
-        came = act()
-        say(f"{what}: {open_waits} waits open; {came}")
-        self.table.append((at, what, open_waits, came))
+        result = act()
+        say(f"{what}: {open_waits} waits open; {result}")
+        self.table.append((at, what, open_waits, result))
 
     def crash(self, part: str) -> str:
-        """Kill a part, and start it anew as those who run Airflow do."""
+        """Kill a part, and restart it as a service manager does."""
         self.live.kill(part)
         time.sleep(3)
         self.live.start(part)
-        return "started anew after 3 s"
+        return "restarted after 3 s"
 
     def kill_a_worker(self) -> str:
-        """Kill a task in mid-work."""
+        """Kill a task while it runs."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
             for pid in family(self.live.parts["scheduler"].pid):
@@ -193,46 +195,45 @@ class Chaos:
                         for member in family(pid):
                             with contextlib.suppress(ProcessLookupError):
                                 os.kill(member, signal.SIGKILL)
-                        return "its task is tried again"
+                        return "its task is retried"
             time.sleep(0.05)
-        self.wrong.append("no worker could be found in mid-task")
+        self.wrong.append("no worker with a running task was found")
         return "none was found"
 
     def restart_database(self) -> str:
-        """Stop the database, and start it again."""
+        """Stop the database and start it again."""
         self.postgres.stop()
         time.sleep(5)
         self.postgres.start()
         return "back after 5 s"
 
     def keep_alive(self, stop: threading.Event) -> None:
-        """Start anew what ended by itself, as a service manager does."""
+        """Restart parts that have ended by themselves, as a service manager does."""
         while not stop.wait(1):
             for part, process in list(self.live.parts.items()):
                 if process.poll() is not None and part in self.live.parts:
-                    say(f"{part} ended by itself ({process.returncode}), and is started anew")
-                    self.table.append(
-                        (f"{time.monotonic() - STARTED:.0f} s", f"{part} ended by itself", "", "started anew")
-                    )
+                    say(f"{part} ended by itself ({process.returncode}) and is restarted")
+                    at = f"{time.monotonic() - STARTED:.0f} s"
+                    self.table.append((at, f"{part} ended by itself", "", "restarted"))
                     self.live.kill(part)
                     self.live.start(part)
 
     def finish(self, seconds: float) -> None:
-        """Wait until nothing is open any more."""
-        until, told = time.monotonic() + seconds, 0.0
+        """Wait until no wait is open."""
+        until, printed_at = time.monotonic() + seconds, 0.0
         while time.monotonic() < until:
             with contextlib.suppress(psycopg2.Error):
                 count = Counter(self.states().values())
                 if not set(count) - {"success", "failed", "skipped"}:
                     return
-                if time.monotonic() - told > SAY_EVERY:
-                    told = time.monotonic()
+                if time.monotonic() - printed_at > PRINT_EVERY:
+                    printed_at = time.monotonic()
                     say(", ".join(f"{number} {state}" for state, number in sorted(count.items(), key=str)))
             time.sleep(1)
         self.wrong.append(f"after {seconds:.0f} s: {dict(Counter(self.states().values()))}")
 
     def check(self) -> None:
-        """Compare with what had to come of it."""
+        """Compare the tasks, events and runs with what is expected."""
         rows = self.query(
             "select run_id, task_id, state, start_date, end_date from task_instance where dag_id like 'chaos%%'"
         )
@@ -244,7 +245,7 @@ class Chaos:
             state, _, end = tasks[wait.run_id, "wait"]
             if state != wait.state:
                 self.wrong.append(f"{wait.link} ended as {state}, not as {wait.state}")
-            # BankConnect's times are whole seconds.
+            # BankConnect's times have whole seconds.
             elif wait.over_at and end < wait.over_at - timedelta(seconds=1):
                 self.wrong.append(f"{wait.link} ended {wait.over_at - end} before its statement")
             elif wait.fate == "never":
@@ -254,7 +255,7 @@ class Chaos:
                     self.wrong.append(f"{wait.link} waited {lasted:.0f} s, and its deadline was at {SHORT} s")
             work = tasks.get((wait.run_id, "work"), (None,))[0]
             if (work == "success") != (wait.fate == "completes"):
-                self.wrong.append(f"the work behind {wait.link}, which {wait.fate}, is {work}")
+                self.wrong.append(f"the task after {wait.link}, which {wait.fate}, is {work}")
         events = Counter(
             link
             for (link,) in self.query(
@@ -263,32 +264,34 @@ class Chaos:
         )
         doubled = [link for link, count in events.items() if count > 1]
         if doubled:
-            self.wrong.append(f"rung for twice: {doubled}")
+            self.wrong.append(f"recorded twice: {doubled}")
         self.check_runs()
         self.search_for_secrets()
         lost = sum(wait.fate == "completes" and wait.link not in events for wait in self.waits)
-        say(f"{len(events)} completions rang; {lost} webhooks got no answer, and their gates opened all the same")
+        say(f"{len(events)} completed statements recorded; {lost} webhooks were lost, and their gates passed without")
 
     def check_runs(self) -> None:
-        """Compare the runs that were rung for with the rings: a run for each customer, and none without a ring."""
-        rings = dict(self.query("select partition_key, count(*) from asset_event group by partition_key"))
+        """Compare runs with webhook events: each customer has a run, and no run is without an event."""
+        events = dict(self.query("select partition_key, count(*) from asset_event group by partition_key"))
         until = time.monotonic() + SLACK
         while True:
             runs = dict(
-                self.query("select partition_key, count(*) from dag_run where dag_id = 'rung' group by partition_key")
+                self.query(
+                    "select partition_key, count(*) from dag_run where dag_id = 'recorded' group by partition_key"
+                )
             )
-            stranded = sorted(set(rings) - set(runs))
-            if not stranded or time.monotonic() > until:
+            missing = sorted(set(events) - set(runs))
+            if not missing or time.monotonic() > until:
                 break
             time.sleep(1)
-        if stranded:
-            self.wrong.append(f"rung, and no run came of it: {stranded}")
-        too_many = sorted(key for key, count in runs.items() if count > rings.get(key, 0))
+        if missing:
+            self.wrong.append(f"recorded, but without a run: {missing}")
+        too_many = sorted(key for key, count in runs.items() if count > events.get(key, 0))
         if too_many:
-            self.wrong.append(f"more runs than rings: {too_many}")
+            self.wrong.append(f"more runs than events: {too_many}")
 
     def search_for_secrets(self) -> None:
-        """Look into all that was left behind, by those that were killed too."""
+        """Search all files and tables, those of killed processes too."""
         secrets = {"token": TOKEN, "API key": self.box.api_key, "server hash": self.box.server_hash}
         left = {str(path): path.read_bytes() for path in self.live.home.rglob("*") if path.is_file()}
         for (table,) in self.query("select table_name from information_schema.tables where table_schema = 'public'"):
@@ -299,15 +302,15 @@ class Chaos:
             for name, secret in secrets.items()
             if secret.encode() in hay
         ]
-        say(f"neither keys nor the token are to be in {len(left)} files and tables: searched")
+        say(f"{len(left)} files and tables searched for the keys and the token")
 
 
 def main() -> int:
-    """Run it: 0 when all is as it has to be."""
+    """Run it: return 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--waits", type=int, default=200, help="how many [%(default)s]")
+    parser.add_argument("--waits", type=int, default=200, help="number of waits [%(default)s]")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    processes.end_as_by_ctrl_c()
     fates = ["completes"] * 14 + ["fails"] * 2 + ["skips"] * 2 + ["never"] * 2
     waits = [Wait(f"chaos-{number}", fates[number % len(fates)]) for number in range(options.waits)]
     try:
@@ -320,23 +323,19 @@ def main() -> int:
     except LiveError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    lines = [("when", "what", "waits open", "what came of it"), *[("---",) * 4], *chaos.table]
+    lines = [("when", "what", "waits open", "result"), *[("---",) * 4], *chaos.table]
     print("\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     right = len(waits) - len(chaos.wrong)
-    print(
-        f"\n{right} of {len(waits)} waits as they have to be."
-        if not chaos.wrong
-        else "\nWRONG:\n" + "\n".join(chaos.wrong)
-    )
+    print(f"\n{right} of {len(waits)} waits are right." if not chaos.wrong else "\nWRONG:\n" + "\n".join(chaos.wrong))
     return 1 if chaos.wrong else 0
 
 
 def set_up(stack: contextlib.ExitStack, waits: list[Wait]) -> Chaos:
-    """Start the vendor, the database, and Airflow with two triggerers."""
+    """Start the sandbox, the database, and Airflow with two triggerers."""
     folder = stack.enter_context(temporary_folder())
     (folder / "dags").mkdir()
     (folder / "dags" / "chaos.py").write_text(DAG.replace("SHORT", str(SHORT)), encoding="utf-8")
-    say("setting up: the vendor, PostgreSQL, Airflow")
+    say("starting the sandbox, PostgreSQL and Airflow")
     box = stack.enter_context(Sandbox())
     postgres = stack.enter_context(Postgres())
     certificate = box.issue_certificate(folder)
@@ -354,8 +353,7 @@ def set_up(stack: contextlib.ExitStack, waits: list[Wait]) -> Chaos:
     live.airflow("db", "migrate")
     live.start("api-server", "scheduler", "dag-processor", "triggerer", "triggerer#2")
     live.wait_until_up()
-    live.wait_until_known("chaos", "chaos_short", "rung")
-    # Not in a DAG of its own: what is to be broken comes later.
+    live.wait_until_known("chaos", "chaos_short", "recorded")
     os.environ["AIRFLOW_CONN_BANKCONNECT_DEFAULT"] = box.connection_json
     with BankConnectHook() as hook:
         url = f"{live.url}/bankconnect/webhook/bankconnect_default/{TOKEN}"
@@ -364,7 +362,7 @@ def set_up(stack: contextlib.ExitStack, waits: list[Wait]) -> Chaos:
 
 
 def run(stack: contextlib.ExitStack, chaos: Chaos) -> None:
-    """Start the waits, strike, and see what came of it."""
+    """Start the waits, kill processes, and check the results."""
     chaos.begin()
     chaos.play(240)
     stop = threading.Event()
@@ -372,17 +370,17 @@ def run(stack: contextlib.ExitStack, chaos: Chaos) -> None:
     keeper.start()
     stack.callback(stop.set)
     strikes: list[tuple[float, str, Callable[[], str]]] = [
-        (5, "a triggerer of two, kill -9", lambda: chaos.crash("triggerer")),
+        (5, "one of two triggerers, kill -9", lambda: chaos.crash("triggerer")),
         (40, "API server, kill -9", lambda: chaos.crash("api-server")),
         (75, "scheduler, kill -9", lambda: chaos.crash("scheduler")),
-        (100, "a worker in mid-task, kill -9", chaos.kill_a_worker),
+        (100, "a worker with a running task, kill -9", chaos.kill_a_worker),
         (110, "BankConnect down for two minutes", lambda: vendor_down(chaos)),
         (150, "database stopped and started", chaos.restart_database),
         (200, "the other triggerer, kill -9", lambda: chaos.crash("triggerer#2")),
     ]
-    began = time.monotonic()
+    started = time.monotonic()
     for at, what, act in strikes:
-        time.sleep(max(0.0, began + at - time.monotonic()))
+        time.sleep(max(0.0, started + at - time.monotonic()))
         chaos.strike(what, act)
     chaos.finish(900)
     stop.set()
@@ -391,13 +389,13 @@ def run(stack: contextlib.ExitStack, chaos: Chaos) -> None:
 
 
 def vendor_down(chaos: Chaos) -> str:
-    """Break off every answer for two minutes."""
+    """Reset every connection to BankConnect for two minutes."""
     chaos.box.fault(Fault(kind="reset", until=120))
-    return "every wait goes on"
+    return "every wait continues"
 
 
 def say(what: str) -> None:
-    """Tell who watches."""
+    """Print a line with the time."""
     print(f"{time.monotonic() - STARTED:6.1f} s  {what}", flush=True)
 
 

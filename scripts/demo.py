@@ -1,6 +1,6 @@
-"""`make demo`: BankConnect played on this machine, and a real Airflow that registers, waits and works.
+"""`make demo`: a real Airflow registers a webhook, waits for a statement and works on it, against a local sandbox.
 
-No credentials are needed, nothing leaves the machine, and nothing is left running. What it keeps lies in `.demo/`.
+It needs no credentials, sends nothing off the machine and leaves nothing running. Its files are in `.demo/`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import processes
+
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,18 +25,19 @@ HOME = ROOT / ".demo"
 LOG = HOME / "airflow.log"
 LINK = "demo-loan-4711"
 ENTITY = "demo-entity"
-# So long after the gate's first look: the customer mistypes, then the statement is there.
+# Seconds after the gate's first poke: the login fails, then the statement is completed.
 FAILS_AFTER, COMPLETES_AFTER = 4.0, 14.0
-SAY_AT_LEAST_EVERY = 6.0
+PRINT_AT_LEAST_EVERY = 6.0
 STARTED = time.monotonic()
 
 
 class DemoError(Exception):
-    """The demo did not come to its end; says why."""
+    """The demo failed; the message says why."""
 
 
 def main() -> int:
-    """Play the demo: 0 when the gate opened and the work behind it was done."""
+    """Run the demo: return 0 when the gate has passed and the task after it has worked."""
+    processes.end_as_by_ctrl_c()
     HOME.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     try:
@@ -51,7 +54,7 @@ def main() -> int:
 
 
 class Demo:
-    """The vendor in this process, Airflow in others, and what a person is told of it."""
+    """The sandbox in this process, Airflow in others, and the messages about both."""
 
     def __init__(self, box: Sandbox) -> None:
         self.box = box
@@ -64,41 +67,41 @@ class Demo:
             "AIRFLOW_CONN_BANKCONNECT_DEFAULT": box.connection_json,
             "PYTHONUNBUFFERED": "1",
         }
-        self.told = STARTED
-        self.looks = 0
+        self.last_line_at = STARTED
+        self.pokes = 0
         self.deliveries = 0
-        self.customer_is_on_the_way = False
+        self.customer_is_due = False
 
     def play(self) -> None:
-        self.say("BankConnect", "is played on this machine, over HTTPS, with keys made up for today")
+        self.say("BankConnect", "is a sandbox on this machine, over HTTPS, with keys made for this run")
         if not (HOME / "migrated").exists():
-            self.say("Airflow", "makes its database in .demo/, once")
+            self.say("Airflow", "creates its database in .demo/, once")
             self.airflow("db", "migrate")
             (HOME / "migrated").touch()
 
         self.say("Airflow", "runs bankconnect_register_webhook")
         self.run_dag("bankconnect_register_webhook", {"webhook_url": self.box.inbox_url, "allow_private_host": True})
         if self.box.webhook_url is None:
-            raise DemoError("BankConnect has no webhook endpoint: the registration did not arrive")
+            raise DemoError("BankConnect has no webhook endpoint: the registration did not reach it")
         registered = self.seconds()
         self.say("BankConnect", f"sends its webhooks to {self.box.webhook_url}, in mode {self.box.webhook_mode}")
 
-        self.say("Airflow", f"runs bankconnect_wait_for_statement, for link {LINK}: deferred, a look every 30 s")
-        self.customer_is_on_the_way = True
+        self.say("Airflow", f"runs bankconnect_wait_for_statement, for link {LINK}: deferred, with a poke every 30 s")
+        self.customer_is_due = True
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self.run_dag("bankconnect_wait_for_statement", {"link_id": LINK, "since": since})
         summary = self.summary()
 
-        looks = [request.at for request in self.box.calls("webhook_payloads")]
-        asked, opened = looks[0] - STARTED, looks[-1] - STARTED
+        pokes = [request.at for request in self.box.calls("webhook_payloads")]
+        first, last = pokes[0] - STARTED, pokes[-1] - STARTED
         print(
             f"\nIn short\n"
             f"  {registered:6.1f} s  registered   {self.box.webhook_url}\n"
-            f"  {asked:6.1f} s  waited       for {opened - asked:.0f} s and {len(looks)} looks, over a failed login\n"
-            f"  {opened:6.1f} s  opened       on BankConnect's own record, for the statement of {ENTITY}\n"
+            f"  {first:6.1f} s  waited       for {last - first:.0f} s, {len(pokes)} pokes, despite a failed login\n"
+            f"  {last:6.1f} s  passed       because BankConnect's records have a completed statement of {ENTITY}\n"
             f"  {self.seconds():6.1f} s  worked       on {summary['transactions']} transactions of "
             f"{summary['statements']} statement\n\n"
-            f"All that Airflow said: {LOG.relative_to(ROOT)}"
+            f"Airflow's log: {LOG.relative_to(ROOT)}"
         )
 
     def run_dag(self, dag_id: str, conf: dict[str, Any]) -> None:
@@ -116,26 +119,25 @@ class Demo:
 
     def airflow(self, *arguments: str) -> None:
         with LOG.open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments], env=self.environment, cwd=HOME, stdout=log, stderr=log
+            command = [sys.executable, "-m", "airflow", *arguments]
+            process = processes.start(
+                command, env=self.environment, cwd=HOME, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
             try:
                 while process.poll() is None:
                     time.sleep(0.2)
                     self.watch()
             finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait(10)
+                processes.kill(process)
         if process.returncode != 0:
             raise DemoError(f"airflow {' '.join(arguments[:3])} ended with exit code {process.returncode}")
 
     def watch(self) -> None:
-        looks = len(self.box.calls("webhook_payloads"))
-        for number in range(self.looks + 1, looks + 1):
-            self.say("The gate", f"asks BankConnect: look {number}")
-        if looks and self.customer_is_on_the_way:
-            self.customer_is_on_the_way = False
+        pokes = len(self.box.calls("webhook_payloads"))
+        for number in range(self.pokes + 1, pokes + 1):
+            self.say("The gate", f"asks BankConnect: poke {number}")
+        if pokes and self.customer_is_due:
+            self.customer_is_due = False
             self.box.play(
                 Statement(
                     link_id=LINK,
@@ -151,14 +153,11 @@ class Demo:
             )
         deliveries = [delivery.body for delivery in list(self.box.deliveries)]
         for body in deliveries[self.deliveries :]:
-            what = (
-                "the statement is completed"
-                if body["progress"] == "completed"
-                else f"a login failed ({body['reason']})"
-            )
-            self.say("BankConnect", f"{what}; its webhook goes out, and the gate does not depend on it")
-        self.looks, self.deliveries = looks, len(deliveries)
-        if time.monotonic() - self.told > SAY_AT_LEAST_EVERY:
+            failed = f"a login failed ({body['reason']})"
+            what = "the statement is completed" if body["progress"] == "completed" else failed
+            self.say("BankConnect", f"{what}; it sends a webhook, on which the gate does not depend")
+        self.pokes, self.deliveries = pokes, len(deliveries)
+        if time.monotonic() - self.last_line_at > PRINT_AT_LEAST_EVERY:
             self.say("", "...")
 
     def query(self, sql: str, *parameters: str) -> str | None:
@@ -170,7 +169,7 @@ class Demo:
         return row[0] if row else None
 
     def say(self, who: str, what: str) -> None:
-        self.told = time.monotonic()
+        self.last_line_at = time.monotonic()
         print(f"{self.seconds():6.1f} s  {who:<12} {what}", flush=True)
 
     @staticmethod

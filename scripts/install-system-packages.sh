@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# What the tests need beside Python, where apt can give it: Chromium and its driver for tests/browser, PostgreSQL's server
-# programs for the tests of the doorbell. Quiet, and done at once where everything is there. Where it cannot help, those
-# tests are skipped, and say so.
+# Installs what the tests need beside Python, with apt and as root: Chromium and its driver for tests/browser, PostgreSQL's
+# server programs for the tests of the webhook receiver. Without them those tests are skipped, with a reason.
 set -euo pipefail
 
 have() { command -v "$1" >/dev/null; }
@@ -15,7 +14,7 @@ if ! have initdb && ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; 
 fi
 [ "${#wanted[@]}" -gt 0 ] || exit 0
 if ! have apt-get || [ "$(id -u)" != 0 ]; then
-    echo "Not here, and no root with apt to install them: ${wanted[*]}. The tests that need them will be skipped." >&2
+    echo "Missing: ${wanted[*]}. Installing them needs apt and root. The tests that need them will be skipped." >&2
     exit 0
 fi
 

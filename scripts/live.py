@@ -1,6 +1,6 @@
-"""A whole Airflow on this machine, for those that need a real one: each part a process of its own, on loopback.
+"""Runs a whole Airflow, or a PostgreSQL, on this machine. Every part is a process of its own and listens on loopback.
 
-`make standalone`, the system tests and the benchmarks use it. Nothing is left running when its ``with`` ends.
+`make standalone`, the system tests and the benchmarks use it. When the ``with`` ends, nothing is left running.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import psutil
+import processes
 import requests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PARTS: Final = {
     "api-server": ["api-server"],
@@ -34,21 +34,20 @@ PARTS: Final = {
     "triggerer": ["triggerer", "--skip-serve-logs"],
 }
 USER: Final = "admin"
-_STOPPING_SECONDS: Final = 20.0
 
 
 class LiveError(Exception):
-    """Airflow, or its database, is not as it should be; says what, and where to look."""
+    """Airflow or its database failed; the message says how, and names the log."""
 
 
 class Live:
-    """An Airflow in ``home``, with its DAGs from ``dags``.
+    """An Airflow in ``home`` that reads its DAGs from ``dags``.
 
-    :param database: what SQLAlchemy calls it; None for a SQLite in ``home``.
-    :param certificate: two PEM files, the certificate and its key: the API server then speaks HTTPS.
-    :param trust: PEM file that Airflow's own parts trust when they call it.
-    :param settings: more of the environment, stronger than what is set here.
-    :param port: where the API server listens; None for any that is free.
+    :param database: SQLAlchemy URL; None for a SQLite file in ``home``.
+    :param certificate: PEM files with the certificate and its key; the API server then uses HTTPS.
+    :param trust: PEM file with the certificates that Airflow's own parts trust when they call the API server.
+    :param settings: environment variables; they override those that are set here.
+    :param port: port of the API server; None for any free one.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Live:
             "AIRFLOW__API__HOST": "localhost",
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__WORKERS": "1",
-            # Who has logged in stays so for a month.
+            # A login is valid for a month.
             "AIRFLOW__API_AUTH__JWT_EXPIRATION_TIME": str(30 * 24 * 3600),
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
@@ -100,7 +99,7 @@ class Live:
             self.environment["AIRFLOW__API__SSL_CERT"] = str(certificate[0])
             self.environment["AIRFLOW__API__SSL_KEY"] = str(certificate[1])
         if trust:
-            # Airflow's own client has a setting for it from 3.3 on; before, it trusts the certificate itself.
+            # Before 3.3 Airflow's own client has no such setting and trusts SSL_CERT instead.
             self.environment["AIRFLOW__API__SSL_CA_FILE"] = trust
         self.environment |= settings or {}
         passwords = home / "simple_auth_manager_passwords.json.generated"
@@ -114,107 +113,81 @@ class Live:
         self.stop()
 
     def log(self, part: str) -> Path:
-        """Where a part's output goes."""
+        """Return the file with the output of a part."""
         return self.home / f"{part}.log"
 
     def airflow(self, *arguments: str) -> str:
-        """Run a command to its end.
+        """Run an ``airflow`` command and return its output.
 
         :raises LiveError: it failed.
         """
-        done = subprocess.run(
-            [self.python, "-m", "airflow", *arguments],
-            env=self.environment,
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [self.python, "-m", "airflow", *arguments]
+        done = processes.run(command, env=self.environment, cwd=self.home)
         if done.returncode:
             raise LiveError(f"airflow {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
         return done.stdout
 
     def start(self, *parts: str) -> None:
-        """Start parts, all of them where none is named; ``triggerer#2`` is a second triggerer."""
+        """Start these parts, or all; ``triggerer#2`` is a second triggerer."""
         for part in parts or PARTS:
+            command = [self.python, "-m", "airflow", *PARTS[part.partition("#")[0]]]
             with self.log(part).open("ab") as log:
-                self.parts[part] = subprocess.Popen(
-                    [self.python, "-m", "airflow", *PARTS[part.partition("#")[0]]],
-                    env=self.environment,
-                    cwd=self.home,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
+                self.parts[part] = processes.start(
+                    command, env=self.environment, cwd=self.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
 
     def kill(self, part: str) -> None:
         """End a part and all its children as a crash does."""
-        process = self.parts.pop(part)
-        end(tree(process.pid))
-        _signal_group(process, signal.SIGKILL)
-        process.wait()
+        processes.kill(self.parts.pop(part))
 
     def stop(self, *parts: str) -> None:
-        """End parts, all of them where none is named; those that take too long, as a crash does."""
-        ending = [self.parts.pop(part) for part in parts or list(self.parts) if part in self.parts]
-        for process in ending:
-            _signal_group(process, signal.SIGTERM)
-        deadline = time.monotonic() + _STOPPING_SECONDS
-        relatives: set[psutil.Process] = set()
-        while time.monotonic() < deadline and any(process.poll() is None for process in ending):
-            # Some of Airflow's parts give their children sessions of their own, and these may outlive them.
-            relatives.update(relative for process in ending for relative in tree(process.pid))
-            time.sleep(0.1)
-        end(relatives)
-        for process in ending:
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
+        """Stop these parts, or all; kill those that take too long."""
+        processes.stop(*(self.parts.pop(part) for part in parts or list(self.parts) if part in self.parts))
 
     def wait_until_up(self, seconds: float = 120.0) -> None:
         """Wait until the API server answers.
 
-        :raises LiveError: it does not.
+        :raises LiveError: it does not in time.
         """
         self.wait_until("the API server answers", self._answers, seconds)
 
     def wait_until_known(self, *dag_ids: str, seconds: float = 120.0) -> None:
-        """Wait until DAGs are there, and can be run.
+        """Wait until Airflow has parsed these DAGs.
 
-        :raises LiveError: they are not.
+        :raises LiveError: it has not in time.
         """
-        self.wait_until(f"DAGs {', '.join(dag_ids)} are there", lambda: set(dag_ids) <= set(self.dag_ids()), seconds)
+        self.wait_until(f"DAGs {', '.join(dag_ids)} are parsed", lambda: set(dag_ids) <= set(self.dag_ids()), seconds)
 
     def wait_until(self, what: str, happened: Callable[[], Any], seconds: float = 120.0) -> None:
-        """Wait until something is so, while all parts live.
+        """Wait until a condition holds.
 
-        :raises LiveError: a part ended, or it is not so in time.
+        :param what: the condition in words, for the message.
+        :raises LiveError: a part has ended, or the condition does not hold in time.
         """
         deadline = time.monotonic() + seconds
         while not happened():
             self.check()
             if time.monotonic() > deadline:
-                raise LiveError(f"Not so after {seconds:.0f} s: {what}. Logs: {self.home}")
+                raise LiveError(f"Waited {seconds:.0f} s in vain until {what}. Logs: {self.home}")
             time.sleep(0.2)
 
     def check(self) -> None:
-        """See that all parts live.
+        """Check that all parts run.
 
-        :raises LiveError: one has ended; gives its last words.
+        :raises LiveError: one has ended; the message has the end of its output.
         """
         for part, process in self.parts.items():
             if process.poll() is not None:
                 raise LiveError(f"Airflow's {part} ended with {process.returncode}:\n{self.tail(part)}")
 
     def tail(self, part: str) -> str:
-        """Give the last lines of a part's output."""
+        """Return the last lines of a part's output."""
         return self.log(part).read_text(encoding="utf-8", errors="replace")[-3000:]
 
     def api(self, method: str, path: str, **more: Any) -> Any:  # noqa: ANN401 - JSON, and what requests takes
-        """Call Airflow's REST API, as its one user.
+        """Call Airflow's REST API as the only user.
 
-        :raises requests.HTTPError: it refuses.
+        :raises requests.HTTPError: the status is an error.
         """
         if not self._token:
             who = {"username": USER, "password": self.password}
@@ -233,15 +206,15 @@ class Live:
         return answer.json() if answer.content else None
 
     def dag_ids(self) -> list[str]:
-        """Give the DAGs that Airflow has parsed."""
+        """Return the DAGs that Airflow has parsed."""
         return [dag["dag_id"] for dag in self.api("GET", "dags?limit=100")["dags"]]
 
     def unpause(self, dag_id: str, *, paused: bool = False) -> None:
-        """Let a DAG run, or not."""
+        """Unpause a DAG, or pause it."""
         self.api("PATCH", f"dags/{dag_id}", json={"is_paused": paused})
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
-        """Give all runs of a DAG."""
+        """Return all runs of a DAG."""
         found: list[dict[str, Any]] = []
         while True:
             page = self.api("GET", f"dags/{dag_id}/dagRuns?limit=100&offset={len(found)}&order_by=id")
@@ -258,9 +231,9 @@ class Live:
 
 
 class Postgres:
-    """A PostgreSQL of one's own, gone when its ``with`` ends. It refuses root, so root lends it another user.
+    """A PostgreSQL with a new database, removed when the ``with`` ends. Root runs it as another user: it refuses root.
 
-    :raises LiveError: its server programs are not to be found.
+    :raises LiveError: its server programs are not found.
     """
 
     def __init__(self) -> None:
@@ -268,8 +241,8 @@ class Postgres:
         programs = next((Path(program).resolve().parent for program in named if program), None)
         if programs is None or not (programs / "postgres").exists():
             raise LiveError(
-                "This needs PostgreSQL's server programs (initdb, postgres), and found none: install Debian's "
-                "postgresql, or run scripts/install-system-packages.sh"
+                "PostgreSQL's server programs (initdb, postgres) are not found. Install Debian's package postgresql, "
+                "or run scripts/install-system-packages.sh"
             )
         self._programs = programs
         known = {user.pw_name for user in pwd.getpwall()}
@@ -292,9 +265,9 @@ class Postgres:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Serve.
+        """Start the server.
 
-        :raises LiveError: it does not.
+        :raises LiveError: it does not accept connections in time.
         """
         socket_options = ("-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200")
         self._process = self._run("postgres", "-D", str(self._data), "-F", *socket_options)
@@ -305,10 +278,10 @@ class Postgres:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End, without waiting for anybody who is connected."""
+        """Stop the server and disconnect its clients."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(60)
+            # PostgreSQL's fast shutdown.
+            processes.stop(self._process, ending=signal.SIGINT)
             self._process = None
 
     @property
@@ -318,14 +291,15 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         more = {**self._as, "extra_groups": []} if self._as else {}
         with (self._folder / "log").open("ab") as log:
-            return subprocess.Popen(
+            return processes.start(
                 [str(self._programs / program), *arguments],
+                ending=signal.SIGINT,
+                folder=self._folder,
                 cwd=self._folder,
                 env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
                 **more,
             )
 
@@ -338,7 +312,7 @@ class Postgres:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Give a folder that goes away."""
+    """Create a folder and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="bankconnect-live-"))
     try:
         yield folder
@@ -347,33 +321,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def family(pid: int) -> list[int]:
-    """Give a process and all its descendants."""
-    return [process.pid for process in tree(pid)]
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    """Give them as what they are: a number may soon be somebody else's."""
-    try:
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def end(processes: Iterable[psutil.Process]) -> None:
-    """End processes as a crash does."""
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+    """Return the ids of a process and all its descendants."""
+    return [process.pid for process in processes.tree(pid)]
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port

@@ -1,13 +1,12 @@
-"""`make matrix`: the built wheel, installed beside every supported Airflow on every Python that it takes, and used.
+"""`make matrix`: installs the built wheel beside every supported Airflow, on each of its Pythons, and tests it.
 
-A pair is an Airflow and a Python: there is one for each file in `constraints/`. Each gets a fresh virtual environment
-in `.cache/matrix/<pair>/` and the same wheel in it, and is looked at where the package's own tree cannot be imported.
-First without extras, as a user has it: Airflow's command line, and its database. Then with the sandbox: the behaviour
-tests (all with the oldest Python of each Airflow, the main ones with the others), and a real Airflow that runs the
-example DAGs, and a DAG of edge cases, each task of which has to end the same way everywhere. A run that executes no
-task would prove nothing: of some sets of dependencies everything works but that.
+A pair is an Airflow and a Python; each file in `constraints/` is one. Each pair gets a new virtual environment in
+`.cache/matrix/<pair>/` with the same wheel, and is tested where the source tree cannot be imported. First without
+extras, as users have it: Airflow's command line and its database. Then with the sandbox: the behaviour tests (all on
+the oldest Python of each Airflow, the main ones on the others), and a real Airflow that runs the example DAGs and a DAG
+of edge cases. With some sets of dependencies only the execution of a task fails, so every pair executes tasks.
 
-Only the standard library is needed. All output is in `.cache/matrix/<pair>/*.log`.
+It needs only the standard library. All output is in `.cache/matrix/<pair>/*.log`.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "matrix"
-SNAPSHOT = CACHE / "tree"
+TREE_COPY = CACHE / "tree"
 PACKAGE = "airflow_provider_bankconnect"
-# What tests look at beside the wheel. The package is not among it: what they import is the wheel.
+# Files that the tests read. The package is not among them, so that the tests import the wheel.
 TREE = (
     *("tests", "scripts", "dags", "docs", "constraints"),
     *("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"),
 )
-# Two runs at once: the first works, the second waits most of the time.
+# Two runs at once: the first uses the CPU, the second waits most of the time.
 TESTS = (("tests/unit", "tests/package", "tests/sandbox", "tests/matrix"), ("tests/integration", "tests/receiver"))
 QUICK_TESTS = (
     ("tests/unit/test_gate.py", "tests/package/test_package.py", "tests/matrix"),
@@ -50,16 +49,17 @@ QUICK_TESTS = (
         "tests/receiver",
     ),
 )
-# Airflow 3.0 alone builds the form with wtforms and has none: there its test runs once more, with it.
+# Only Airflow 3.0 builds the form with wtforms without requiring it: its test runs a second time with wtforms.
 FORM_NEEDS = {"3.0": "wtforms>=3.1,<4"}
-CLI_SECONDS, INSTALL_SECONDS, TEST_SECONDS, DAG_SECONDS = 180, 900, 1800, 900
+# Limits for a busy machine.
+CLI_SECONDS, INSTALL_SECONDS, TEST_SECONDS, DAG_SECONDS = 600, 1800, 5400, 3600
 
 
 RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 class StepError(Exception):
-    """A step went wrong; says which, and where its output is."""
+    """A step failed; the message names the step and its log."""
 
 
 @dataclass(frozen=True, order=True)
@@ -88,7 +88,7 @@ class Pair:
 
 @dataclass
 class Result:
-    """What is known of a pair."""
+    """The results of a pair."""
 
     pair: Pair
     installed: float = 0.0
@@ -106,13 +106,13 @@ class Result:
 
 
 def known_pairs() -> list[Pair]:
-    """Give the pairs that have constraints; those that Airflow's own Requires-Python forbids have none."""
+    """Return the pairs that have constraints; those that Airflow's Requires-Python excludes have none."""
     names = (re.fullmatch(r"constraints-([\d.]+)-py3(\d+)\.txt", path.name) for path in ROOT.glob("constraints/*.txt"))
     return sorted(Pair(tuple(map(int, name[1].split("."))), int(name[2])) for name in names if name)
 
 
 def python_of(pair: Pair) -> str | None:
-    """Find the Python of a pair. That there is a command of that name says little: pyenv's may lead nowhere."""
+    """Find the Python of a pair, and run it: pyenv has commands of Pythons that are not installed."""
     code = f"import sys; print(sys.executable if sys.version_info[:2] == (3, {pair.minor}) else '')"
     named = [shutil.which(name) for name in (f"python3.{pair.minor}", "python3")]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -125,7 +125,7 @@ def python_of(pair: Pair) -> str | None:
 
 
 def find_uv() -> str | None:
-    """Find uv, or get it; None where it is not to be had."""
+    """Find uv or install it; return None where that fails."""
     own = CACHE / "uv"
     for path in (shutil.which("uv"), ROOT / ".venv" / "bin" / "uv", own / "bin" / "uv"):
         if path and Path(path).exists():
@@ -136,7 +136,7 @@ def find_uv() -> str | None:
 
 
 def environment_of(pair: Pair | None) -> dict[str, str]:
-    """Give the environment without what this shell has of Airflow or of a virtual environment."""
+    """Return the environment without this shell's settings of Airflow, uv, pytest and virtual environments."""
     ours = ("AIRFLOW", "_AIRFLOW", "PYTHONPATH", "VIRTUAL_ENV", "UV_", "PYTEST_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     if pair is None:
@@ -154,11 +154,11 @@ def environment_of(pair: Pair | None) -> dict[str, str]:
 
 
 def run(command: list[str], log: Path, *, cwd: Path, environment: dict[str, str], seconds: float) -> str:
-    """Run a command to its end, its output in a file."""
+    """Run a command with its output in a file, and return the output."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"\n$ {' '.join(command)}\n")
         file.flush()
-        begin = log.stat().st_size
+        start = log.stat().st_size
         process = subprocess.Popen(
             command,
             cwd=cwd,
@@ -179,23 +179,23 @@ def run(command: list[str], log: Path, *, cwd: Path, environment: dict[str, str]
                 process.wait()
             RUNNING.discard(process)
     with log.open(encoding="utf-8", errors="replace") as file:
-        file.seek(begin)
+        file.seek(start)
         said = file.read()
     if code != 0:
-        why = f"exit code {code}" if code is not None else f"not done in {seconds:.0f} s"
+        why = f"exit code {code}" if code is not None else f"not finished in {seconds:.0f} s"
         raise StepError(f"{why}: {' '.join(Path(part).name for part in command[:4])}; see {log.relative_to(ROOT)}")
     return said
 
 
 def stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave nothing running behind."""
+    """Kill what runs, and exit."""
     for process in RUNNING.copy():
         os.killpg(process.pid, signal.SIGKILL)
     sys.exit(128 + number)
 
 
 def build_wheel(uv: str | None) -> Path:
-    """Build the wheel that every pair gets."""
+    """Build the wheel for all pairs."""
     out = CACHE / "wheel"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -208,20 +208,20 @@ def build_wheel(uv: str | None) -> Path:
     return wheel
 
 
-def take_snapshot() -> None:
-    """Copy what the tests look at once, with the wheel: an edit while pairs run is no part of any."""
-    shutil.rmtree(SNAPSHOT, ignore_errors=True)
-    SNAPSHOT.mkdir(parents=True)
+def copy_tree() -> None:
+    """Copy the files that the tests read, so that edits during the run change nothing."""
+    shutil.rmtree(TREE_COPY, ignore_errors=True)
+    TREE_COPY.mkdir(parents=True)
     for name in TREE:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, SNAPSHOT / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, TREE_COPY / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
-            shutil.copy(source, SNAPSHOT)
+            shutil.copy(source, TREE_COPY)
 
 
-class Look:
-    """Looks at one pair."""
+class Check:
+    """Installs and tests one pair."""
 
     def __init__(self, pair: Pair, wheel: Path, uv: str | None, *, quick: bool) -> None:
         self.pair = pair
@@ -237,10 +237,10 @@ class Look:
     def run(self, interpreter: str) -> Result:
         shutil.rmtree(self.pair.folder, ignore_errors=True)
         (self.pair.folder / "home" / "dags").mkdir(parents=True)
-        shutil.copytree(SNAPSHOT, self.tree)
+        shutil.copytree(TREE_COPY, self.tree)
         try:
             self.install(interpreter)
-            # These need one another.
+            # Each of these needs the one before.
             self.command_line()
             self.add_extras()
         except StepError as error:
@@ -256,7 +256,7 @@ class Look:
         return self.result
 
     def install(self, interpreter: str) -> None:
-        """Install the wheel, without extras, and the Airflow that it is to live beside."""
+        """Install the wheel without extras, and the pair's Airflow."""
         started = time.monotonic()
         log = self.log("install")
         if self.uv:
@@ -269,15 +269,15 @@ class Look:
         self.say(f"installed in {self.result.installed:.0f} s")
 
     def command_line(self) -> None:
-        """See that Airflow's own commands work, and show the provider."""
+        """Check that Airflow's commands work and list the provider."""
         where = self.call(
             [self.python, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"], self.log("cli"), CLI_SECONDS
         )
         if str(self.venv) not in where:
-            raise StepError(f"what is imported is not the wheel: {where.strip()}")
+            raise StepError(f"the imported package is not the wheel: {where.strip()}")
         said = self.airflow("version")
         if self.pair.version not in said.split():
-            raise StepError(f"airflow version says {said.strip()!r}")
+            raise StepError(f"airflow version prints {said.strip()!r}")
         self.expect_in("airflow-provider-bankconnect", self.airflow("providers", "list"))
         self.airflow("db", "migrate")
         if not self.quick:
@@ -318,8 +318,7 @@ class Look:
 
     def pytest(self, name: str, tests: tuple[str, ...]) -> None:
         report = self.pair.folder / f"{name}.xml"
-        there = [test for test in tests if (self.tree / test).exists()]
-        command = [str(self.venv / "bin" / "pytest"), *there, "-q", "-p", "no:cacheprovider", "--junitxml", str(report)]
+        command = [str(self.venv / "bin" / "pytest"), *tests, "-q", "-p", "no:cacheprovider", "--junitxml", str(report)]
         try:
             self.call(command, self.log(name), TEST_SECONDS)
         finally:
@@ -332,7 +331,7 @@ class Look:
                 self.result.passed += count["tests"] - failed - count["skipped"]
 
     def form(self) -> None:
-        """Test the connection form, where this Airflow shows one only with something more installed."""
+        """Test the connection form of Airflow 3.0, which needs wtforms."""
         needed = FORM_NEEDS.get(".".join(map(str, self.pair.airflow[:2])))
         if needed:
             self.pip(needed, log="form")
@@ -363,7 +362,7 @@ class Look:
 
     def expect_in(self, wanted: str, said: str) -> None:
         if wanted not in said:
-            raise StepError(f"{wanted!r} is not told; see {self.log('cli').relative_to(ROOT)}")
+            raise StepError(f"{wanted!r} is not in the output; see {self.log('cli').relative_to(ROOT)}")
 
     def log(self, name: str) -> Path:
         return self.pair.folder / f"{name}.log"
@@ -377,7 +376,7 @@ class Look:
 
 
 def table(results: list[Result], missing: list[Pair]) -> str:
-    """Tell of all pairs, a line each."""
+    """Return a table with a line for each pair."""
     lines = [("pair", "installed", "passed", "failed", "skipped", "tests", "DAGs", "all", "verdict")]
     for result in results:
         numbers = (
@@ -388,21 +387,21 @@ def table(results: list[Result], missing: list[Pair]) -> str:
             f"{result.tested:.0f} s",
         )
         lines.append((result.pair.name, *numbers, result.dags, f"{result.total:.0f} s", result.verdict))
-    lines += [(pair.name, *["-"] * 7, f"not run: no Python 3.{pair.minor} here") for pair in missing]
+    lines += [(pair.name, *["-"] * 7, f"not run: Python 3.{pair.minor} is not installed") for pair in missing]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(line.rstrip() for line in aligned)
 
 
 def main() -> int:
-    """Look at the pairs: 0 when all are green."""
+    """Check the pairs: return 0 when all are green."""
     pairs = known_pairs()
     names = [pair.name for pair in pairs]
-    parser = argparse.ArgumentParser(description="The wheel beside every supported Airflow.")
+    parser = argparse.ArgumentParser(description="Test the wheel beside every supported Airflow.")
     parser.add_argument("--only", action="append", metavar="PAIR", choices=names, help=f"one of {', '.join(names)}")
-    parser.add_argument("--full", action="store_true", help="all tests with every Python, not only with the oldest")
+    parser.add_argument("--full", action="store_true", help="all tests on every Python, not only on the oldest")
     parser.add_argument("--quick", action="store_true", help="fewer tests, and fewer of Airflow's commands")
-    parser.add_argument("--allow-missing", action="store_true", help="a Python that is not here is no failure")
+    parser.add_argument("--allow-missing", action="store_true", help="do not fail where a Python is not installed")
     parser.add_argument("--keep", action="store_true", help="keep the virtual environments of green pairs too")
     options = parser.parse_args()
 
@@ -411,7 +410,7 @@ def main() -> int:
     CACHE.mkdir(parents=True, exist_ok=True)
     chosen = [pair for pair in pairs if not options.only or pair.name in options.only]
     uv = find_uv()
-    take_snapshot()
+    copy_tree()
     wheel = build_wheel(uv)
     print(f"{wheel.name}, {len(chosen)} pairs, {'uv' if uv else 'pip'}; logs in {CACHE.relative_to(ROOT)}/", flush=True)
     results: list[Result] = []
@@ -422,15 +421,15 @@ def main() -> int:
         if python is None:
             missing.append(pair)
             continue
-        # The other Pythons of an Airflow differ little: the installation, the example DAGs and the main tests tell.
+        # The other Pythons of an Airflow differ little, so they run only the main tests.
         oldest = min(other.minor for other in pairs if other.airflow == pair.airflow)
         quick = options.quick or (pair.minor != oldest and not options.full)
-        results.append(Look(pair, wheel, uv, quick=quick).run(python))
+        results.append(Check(pair, wheel, uv, quick=quick).run(python))
         if not results[-1].wrong and not options.keep:
             shutil.rmtree(pair.folder / "venv")
-    told = table(results, missing)
-    (CACHE / "table.txt").write_text(told + "\n", encoding="utf-8")
-    print(f"\n{told}", flush=True)
+    lines = table(results, missing)
+    (CACHE / "table.txt").write_text(lines + "\n", encoding="utf-8")
+    print(f"\n{lines}", flush=True)
     return 1 if any(result.wrong for result in results) or (missing and not options.allow_missing) else 0
 
 

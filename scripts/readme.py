@@ -1,9 +1,9 @@
-"""`make readme`: README.md and nothing else, on a machine that has Python, make and a network.
+"""`make readme`: runs the README's commands on a machine that has Python, make and a network.
 
-It takes a fresh clone, an empty home, and of the environment nothing but PATH and how this machine gets at a network,
-and runs the README's bash blocks in their order, as somebody does who reads it for the first time. The ten-line DAG
-goes where the README says; its gate has to open there, and the task behind it to run. It ends with 1 where the README
-does not hold. `tests/package/test_readme.py` reads the blocks with the same code.
+It uses a fresh clone, an empty home, and from the environment only PATH and the network settings. It runs the README's
+bash blocks in order, as a new reader does, and saves the ten-line DAG where the README says. That DAG's gate must pass,
+and the task after it must run. The exit code is 1 where the README is wrong. `tests/package/test_readme.py` reads the
+blocks with the same code.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import processes
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = "airflow-provider-bankconnect"
 VERSIONS: Final = f"constraints/constraints-3.3.2-py3{sys.version_info[1]}.txt"
-# What a command of the README may be, and the method below that runs it. What fits none is a mistake.
+# Kinds of commands in the README, each with the method of Newcomer that runs it. Any other command is an error.
 KINDS: Final = {
-    "left": r"make test|make standalone",
+    "skip": r"make test|make standalone",
     "run": r"make demo|python3 -m venv \w+ && \. \w+/bin/activate|export AIRFLOW_CONN_\w+=.+|airflow db migrate",
     "install": rf"pip install '?{PACKAGE}(?:\[\w+\])?'?",
     "help": r"python -m airflow_provider_bankconnect[\w.]* --help",
     "sandbox": r"python -m airflow_provider_bankconnect\.sandbox .+",
     "dag": r"airflow dags test \w+ .+",
 }
-# How a machine gets at a network is no affair of the README's.
+# The README does not say how a machine reaches the network.
 NETWORK: Final = re.compile(r"PIP_\w+|UV_\w+|SSL_CERT_\w+|(?i:\w+_proxy)")
-LONGEST: Final = 900.0
+# Limit in seconds for each command.
+LONGEST: Final = 1800.0
 STARTED: Final = time.monotonic()
 
 
 class ReadmeError(Exception):
-    """The README does not hold; says where."""
+    """The README is wrong; the message says where."""
 
 
 class Block(NamedTuple):
-    """What stands between two fences, and the line in which it begins."""
+    """A fenced block, and the line in which it starts."""
 
     language: str
     text: str
@@ -60,15 +63,15 @@ class Command(NamedTuple):
 
 
 def read_blocks(readme: str) -> list[Block]:
-    """Give all blocks, in their order."""
+    """Return all blocks in order."""
     fences = re.finditer(r"^```(\w*)\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
     return [Block(found[1], found[2], readme[: found.start(2)].count("\n") + 1) for found in fences]
 
 
 def read_commands(readme: str) -> list[Command]:
-    """Give the commands of all bash blocks: each of a line, or of several where a quote or a backslash goes on.
+    """Return the commands of all bash blocks; a command continues on the next line after an open quote or a backslash.
 
-    :raises ReadmeError: one is of no kind that is known here.
+    :raises ReadmeError: a command is of no known kind.
     """
     commands = []
     for block in read_blocks(readme):
@@ -95,36 +98,36 @@ def _is_whole(text: str) -> bool:
 
 
 def read_first_dag(readme: str) -> tuple[str, str]:
-    """Give the DAG at the top, and the place in the reader's home where the README has it saved.
+    """Return the first DAG, and the path below the reader's home where the README saves it.
 
-    :raises ReadmeError: it says no place.
+    :raises ReadmeError: the README names no path.
     """
     place = re.search(r"ten lines at the top as `~/([\w/]+\.py)`", readme)
     if not place:
-        raise ReadmeError("it does not say where the ten lines go")
+        raise ReadmeError("it does not say where to save the ten lines")
     return next(block.text for block in read_blocks(readme) if block.language == "python"), place[1]
 
 
 class Newcomer:
-    """Somebody who has a machine with Python and make, and reads the README."""
+    """A reader of the README with a new machine that has Python and make."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home, self.clone = folder, folder / "home", folder / "clone"
-        # The Python of the machine, not that of the virtual environment in which this may run.
+        # The machine's Python, not that of the virtual environment in which this runs.
         path = f"{Path(sys.base_prefix, 'bin')}:/usr/local/bin:/usr/bin:/bin"
         network = {name: value for name, value in os.environ.items() if NETWORK.fullmatch(name)}
         self.environment = network | {"PATH": path, "HOME": str(self.home), "PWD": str(self.clone)}
         self.box: subprocess.Popen[bytes] | None = None
-        self.opened = False
+        self.passed = False
 
     def follow(self) -> None:
-        say(f"a fresh clone of the last commit, an empty home; of the environment only {', '.join(self.environment)}")
+        say(f"a fresh clone of the last commit, an empty home; environment: {', '.join(self.environment)}")
         clone = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", str(ROOT), str(self.clone)]
         subprocess.run(clone, check=True)
         readme = (self.clone / "README.md").read_text(encoding="utf-8")
         commands = read_commands(readme)
         text, place = read_first_dag(readme)
-        say(f"the ten lines at the top are saved as ~/{place}")
+        say(f"the first ten lines are saved as ~/{place}")
         (self.home / place).parent.mkdir(parents=True)
         (self.home / place).write_text(text, encoding="utf-8")
         try:
@@ -133,14 +136,14 @@ class Newcomer:
                 getattr(self, command.kind)(command.text)
         finally:
             self.end_sandbox()
-        if not self.opened:
+        if not self.passed:
             raise ReadmeError("it does not say how to run the ten lines")
 
-    def left(self, _: str) -> None:
-        say("left out: CI runs it by itself")
+    def skip(self, _: str) -> None:
+        say("skipped: CI runs it separately")
 
     def run(self, command: str) -> str:
-        """Run a command in the reader's shell, which keeps what it exports; give its output."""
+        """Run a command in the reader's shell, keep what it exports, and return its output."""
         log, after = self.folder / "log", self.folder / "environment"
         process = self.start(f"set -eo pipefail\n{command}\nenv -0 >'{after}'", log)
         try:
@@ -148,9 +151,7 @@ class Newcomer:
         except subprocess.TimeoutExpired:
             code = f"none after {LONGEST:.0f} s"
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            processes.kill(process)
         said = log.read_text(encoding="utf-8", errors="replace")
         if code != 0:
             raise ReadmeError(f"exit code {code}, after this:\n{said[-6000:]}")
@@ -160,16 +161,15 @@ class Newcomer:
         return said
 
     def start(self, script: str, log: Path) -> subprocess.Popen[bytes]:
-        """Begin a script in the reader's shell, in a process group of its own."""
+        """Start a script in the reader's shell."""
         with log.open("wb") as output:
-            return subprocess.Popen(
+            return processes.start(
                 ["/bin/bash", "-c", script],
                 env=self.environment,
                 cwd=self.environment["PWD"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
             )
 
     def install(self, command: str) -> None:
@@ -178,25 +178,25 @@ class Newcomer:
             build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels)]
             subprocess.run([*build, str(self.clone)], check=True, capture_output=True)
         (wheel,) = wheels.iterdir()
-        say(f"{wheel.name}, built from the clone, stands in for the name on PyPI; versions are those of {VERSIONS}")
-        told = re.sub(rf"'?{PACKAGE}(\[\w+\])?'?", lambda name: f"'{wheel}{name[1] or ''}'", command)
-        self.run(f"{told} -c {VERSIONS}")
+        say(f"{wheel.name}, built from the clone, replaces the name on PyPI; constraints: {VERSIONS}")
+        replaced = re.sub(rf"'?{PACKAGE}(\[\w+\])?'?", lambda name: f"'{wheel}{name[1] or ''}'", command)
+        self.run(f"{replaced} -c {VERSIONS}")
 
     def help(self, command: str) -> None:
         if "usage:" not in self.run(command):
-            raise ReadmeError("it does not say how it is used")
+            raise ReadmeError("its help has no usage line")
 
     def sandbox(self, command: str) -> None:
-        """Run it as in another terminal, and paste what it prints."""
+        """Run the sandbox as in another terminal, and paste the export line that it prints."""
         self.end_sandbox()
         log = self.folder / "sandbox.log"
         self.box = self.start(f"exec {command}", log)
         deadline = time.monotonic() + LONGEST
         while "Ctrl-C ends it." not in (said := log.read_text(encoding="utf-8")):
             if self.box.poll() is not None or time.monotonic() > deadline:
-                raise ReadmeError(f"it does not get ready:\n{said}")
+                raise ReadmeError(f"the sandbox does not start:\n{said}")
             time.sleep(0.1)
-        say("it runs, as in another terminal; what it says to export is pasted")
+        say("the sandbox runs; the export line that it prints is pasted")
         self.run(*re.findall(r"^ +(export AIRFLOW_CONN_.*)$", said, flags=re.MULTILINE))
 
     def end_sandbox(self) -> None:
@@ -206,32 +206,36 @@ class Newcomer:
             self.box = None
 
     def dag(self, command: str) -> None:
-        """Run the ten lines: the gate has to open, and the task behind it to say what the README says it does."""
+        """Run the ten lines: the gate must pass, and the task after it must log what the README says."""
         said = self.run(command)
         with closing(sqlite3.connect(self.home / "airflow" / "airflow.db")) as database:
             states = dict(database.execute("select task_id, state from task_instance").fetchall())
         lines = [line for line in said.splitlines() if re.search(r"work on entity \w|Waited ", line)]
         if set(states.values()) != {"success"} or not re.search(r"work on entity", "".join(lines)):
             raise ReadmeError(f"the tasks ended as {states}, after this:\n{said[-6000:]}")
-        self.opened = True
+        self.passed = True
         print("\n".join(f"          {line}" for line in lines))
-        say(f"the gate opened, and the task behind it has run: {states}")
+        say(f"the gate passed, and the task after it has run: {states}")
 
 
 def say(words: str) -> None:
-    """Tell whoever watches."""
+    """Print a line with the time."""
     print(f"  {time.monotonic() - STARTED:5.0f} s  {words}", flush=True)
 
 
 def main() -> int:
-    """Follow the README: 0 when it holds."""
+    """Follow the README: return 0 when it is right."""
+    processes.end_as_by_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="readme-") as folder:
         try:
             Newcomer(Path(folder)).follow()
+        except KeyboardInterrupt:
+            print("\nStopped. Nothing is left running.")
+            return 130
         except ReadmeError as error:
-            print(f"\nREADME.md does not hold: {error}", file=sys.stderr)
+            print(f"\nREADME.md is wrong: {error}", file=sys.stderr)
             return 1
-    say("README.md holds")
+    say("README.md is right")
     return 0
 
 

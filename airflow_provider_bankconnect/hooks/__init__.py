@@ -1,3 +1,3 @@
-"""Hooks: BankConnect, called."""
+"""The hooks: calls to BankConnect."""
 
 from __future__ import annotations

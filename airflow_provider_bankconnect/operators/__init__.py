@@ -1,3 +1,3 @@
-"""Operators: what a task tells BankConnect."""
+"""Operators: tasks that register a webhook endpoint or record missed webhooks."""
 
 from __future__ import annotations

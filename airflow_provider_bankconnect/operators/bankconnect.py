@@ -1,45 +1,46 @@
-"""Tasks that change something at BankConnect."""
+"""Tasks that register a webhook endpoint, or record missed webhooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.api import WebhookMode, check_webhook_url
-from airflow_provider_bankconnect.gate import Expectation, Row, is_literal, newest_of_each_statement, why_out_of_sight
+from airflow_provider_bankconnect.gate import Expectation, Row, is_literal, newest_of_each_statement, why_not_considered
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import is_on, require_airflow, webhook_url
-from airflow_provider_bankconnect.receiver.client import DoorbellError, tell_receiver
+from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from typing import Literal
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
 # Links between two lines of the log.
-_TELL_EVERY: Final = 100
+_LOG_EVERY: Final = 100
 
 
 class BankConnectUpdateWebhookOperator(BaseOperator):
-    """Registers the account's one webhook endpoint. Running it twice is the same as running it once.
+    """Registers the account's one webhook endpoint. Running it again changes nothing.
 
-    BankConnect keeps one URL for each account and cannot be asked for it: two environments on the same keys overwrite
-    each other unseen. Source: "Updating web hook endpoint".
+    BankConnect keeps one URL for each account and has no call that returns it: two environments with the same keys
+    silently overwrite each other's. Source: "Updating web hook endpoint".
 
-    :param webhook_url: absolute ``https://`` URL that answers a POST with 200; None for the doorbell of this Airflow,
-        whose address is a secret and is made up only when it is sent. (templated)
+    :param webhook_url: absolute ``https://`` URL that answers a POST with 200; None for this Airflow's webhook
+        receiver, whose address is secret and only made up when it is sent. (templated)
     :param webhook_mode: which statements send webhooks: a :class:`~airflow_provider_bankconnect.api.WebhookMode`,
         its number, or either as text. Always sent, because leaving it out resets it. (templated)
-    :param allow_private_host: take a host that is literally private, loopback or link-local: True, False, or either as
+    :param allow_private_host: allow a host that is literally private, loopback or link-local: True, False, or either as
         text. (templated)
     :param bankconnect_conn_id: the connection with both keys. (templated)
-    :raises ValueError: an argument cannot be meant, or a setting of the doorbell is missing; names it.
-        Nothing has been sent.
-    :raises AirflowOptionalProviderFeatureException: ``webhook_url`` is None, and this Airflow can have no doorbell.
+    :raises ValueError: an argument is invalid, or a setting of the webhook receiver is missing; names it. Nothing is
+        sent.
+    :raises AirflowOptionalProviderFeatureException: ``webhook_url`` is None, and Airflow is older than 3.2.
     """
 
     template_fields: Sequence[str] = ("webhook_url", "webhook_mode", "allow_private_host", "bankconnect_conn_id")
@@ -48,8 +49,8 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
     def __init__(
         self,
         *,
-        webhook_url: str | None,
-        webhook_mode: WebhookMode | int | str = WebhookMode.NET_BANKING,
+        webhook_url: str | XComArg | None,
+        webhook_mode: WebhookMode | Literal[0, 1] | str = WebhookMode.NET_BANKING,
         allow_private_host: bool | str = False,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
         **kwargs: Any,
@@ -66,35 +67,34 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
         if is_literal(webhook_mode):
             WebhookMode.parse(webhook_mode)
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002 - Airflow's
+    def execute(self, context: Context) -> None:  # noqa: ARG002 - Airflow's signature
         """Register the endpoint."""
+        private = _parse_bool("allow_private_host", self.allow_private_host)
         url = webhook_url(self.bankconnect_conn_id) if self.webhook_url is None else self.webhook_url
         with BankConnectHook(self.bankconnect_conn_id) as hook:
             hook.update_webhook(
-                url,
-                self.webhook_mode,
-                allow_private_host=_parse_bool("allow_private_host", self.allow_private_host),
+                check_webhook_url(url, allow_private_host=private), self.webhook_mode, allow_private_host=private
             )
 
 
 class BankConnectCatchUpOperator(BaseOperator):
-    """Rings the doorbell for completed statements that no webhook has announced: lost ones, or those of an outage.
+    """Records completed statements that no webhook announced, for instance after an outage of the API server.
 
-    It asks the payload history of each link that it is given, and tells the receiver, which knows what has rung: so it
-    may run every few minutes, and twice at once. What nobody expected cannot be asked for: a link that is not given, an
-    upload without a link. Source: "Handling cases when your webhook endpoint is down".
+    It reads the payload history of the given links and sends the completed statements to the webhook receiver, which
+    knows what is recorded: so it may run every few minutes, and two runs may overlap. It cannot find a link that is
+    not given, or an upload without a link. Source: "Handling cases when your webhook endpoint is down".
 
-    Pushed to XCom is a dict of numbers: ``{links, completed, rung, repeated}``.
+    Pushes a dict of numbers to XCom: ``{links, completed, recorded, duplicates}``.
 
-    :param link_ids: the links that are expected; a list, or what a template makes one. (templated)
-    :param since: leave out statements from before: a datetime or ISO 8601 text, naive meaning UTC. (templated)
-    :param again: ring even for what has rung before: for a DAG that was paused meanwhile, whose rings started no run.
-        True, False, or either as text. (templated)
-    :param bankconnect_conn_id: the connection whose doorbell it is. (templated)
-    :raises AirflowOptionalProviderFeatureException: this Airflow can have no doorbell.
-    :raises ValueError: an argument cannot be meant, or the doorbell is off.
-    :raises DoorbellError: the receiver did not take it; what was rung for before that stays so.
-    :raises BankConnectError: BankConnect gave no answer for some of the links, though all have been tried.
+    :param link_ids: the links to check; a list, or a template that renders one. (templated)
+    :param since: ignore older statements: a datetime or ISO 8601 text, naive meaning UTC. (templated)
+    :param again: record even what is recorded already, for a DAG that was paused and got no runs. True, False, or
+        either as text. (templated)
+    :param bankconnect_conn_id: the connection whose webhooks are recorded. (templated)
+    :raises AirflowOptionalProviderFeatureException: Airflow is older than 3.2.
+    :raises ValueError: an argument is invalid, or the webhook receiver is off.
+    :raises WebhookReceiverError: the webhook receiver failed; what was recorded before stays recorded.
+    :raises BankConnectError: the history of some links could not be read; all others were handled.
     """
 
     template_fields: Sequence[str] = ("link_ids", "since", "again", "bankconnect_conn_id")
@@ -103,29 +103,31 @@ class BankConnectCatchUpOperator(BaseOperator):
     def __init__(
         self,
         *,
-        link_ids: list[str] | str,
-        since: datetime | str | None = None,
+        link_ids: Sequence[str | int] | XComArg | str,
+        since: datetime | XComArg | str | None = None,
         again: bool | str = False,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.link_ids = link_ids
-        self.since = since
+        # Airflow renders an XComArg before execute().
+        self.since = cast("datetime | str | None", since)
         self.again = again
         self.bankconnect_conn_id = bankconnect_conn_id
         require_airflow()
-        if is_literal(since):
-            Expectation.parse(since=since)
+        if is_literal(self.since):
+            Expectation.parse(since=self.since)
         if is_literal(again):
             _parse_bool("again", again)
 
-    def execute(self, context: Context) -> dict[str, int]:  # noqa: ARG002 - Airflow's
-        """Ask for each link, and ring."""
-        again, links = _parse_bool("again", self.again), self._links()
+    def execute(self, context: Context) -> dict[str, int]:  # noqa: ARG002 - Airflow's signature
+        """Read the history of each link, and record what is missing."""
+        how: Literal["again", "record"] = "again" if _parse_bool("again", self.again) else "record"
+        links = self._links()
         if not is_on():
-            raise ValueError("The doorbell is off: set [bankconnect] webhook_token, here and on the API server")
-        counts = {"links": len(links), "completed": 0, "rung": 0, "repeated": 0}
+            raise ValueError("The webhook receiver is off: set [bankconnect] webhook_token, here and on the API server")
+        counts = {"links": len(links), "completed": 0, "recorded": 0, "duplicates": 0}
         failed: dict[str, api.BankConnectError] = {}
         with BankConnectHook(self.bankconnect_conn_id) as hook:
             for number, link_id in enumerate(links, start=1):
@@ -134,27 +136,28 @@ class BankConnectCatchUpOperator(BaseOperator):
                 except api.BankConnectAuthError:
                     raise
                 except api.BankConnectError as error:
-                    self.log.warning("Link %r could not be asked for, the others go on: %s", link_id, error)
+                    self.log.warning("Could not read the history of link %r, continuing: %s", link_id, error)
                     failed[link_id] = error
                     continue
-                told = tell_receiver(self.bankconnect_conn_id, rows, "again" if again else "ring") if rows else {}
-                if told.get("failed"):
-                    raise DoorbellError(f"The doorbell's database did not take {told['failed']} rings; see its log")
+                outcomes = send_to_receiver(self.bankconnect_conn_id, rows, how) if rows else {}
+                if outcomes.get("failed"):
+                    raise WebhookReceiverError(
+                        f"The webhook receiver could not record {outcomes['failed']} events: see the API server's log"
+                    )
                 counts["completed"] += len(rows)
-                for name in ("rung", "repeated"):
-                    counts[name] += told.get(name, 0)
-                if told.get("rung"):
-                    self.log.info("Link %r: rang for %d of %d completed statements", link_id, told["rung"], len(rows))
-                if number % _TELL_EVERY == 0:
-                    self.log.info("%d of %d links asked for, %d rings so far", number, len(links), counts["rung"])
-        self.log.info(
-            "Asked for %(links)d links, with %(completed)d completed statements: %(rung)d rung, %(repeated)d repeated",
-            counts,
-        )
+                counts["recorded"] += outcomes.get("recorded", 0)
+                counts["duplicates"] += outcomes.get("duplicate", 0)
+                if outcomes.get("recorded"):
+                    done = outcomes["recorded"], len(rows)
+                    self.log.info("Link %r: recorded %d of %d completed statements", link_id, *done)
+                if number % _LOG_EVERY == 0:
+                    self.log.info("Read %d of %d links, recorded %d events", number, len(links), counts["recorded"])
+        summary = "%(links)d links, %(completed)d completed: %(recorded)d recorded, %(duplicates)d duplicates"
+        self.log.info(summary, counts)
         if failed:
             link_id, first = next(iter(failed.items()))
             raise api.BankConnectError(
-                f"{len(failed)} of {len(links)} links could not be asked for, first {link_id!r}: {first}"
+                f"Could not read the history of {len(failed)} of {len(links)} links, first {link_id!r}: {first}"
             ) from first
         return counts
 
@@ -162,25 +165,25 @@ class BankConnectCatchUpOperator(BaseOperator):
         found: object = self.link_ids
         if isinstance(found, str) or not isinstance(found, Iterable):
             raise ValueError(
-                f"link_ids must be a list of link ids, not {type(found).__name__}: for a template that makes a list, "
-                "give the DAG render_template_as_native_obj=True"
+                f"link_ids must be a list of link ids, not {type(found).__name__}: if a template renders the list, set "
+                "render_template_as_native_obj=True on the DAG"
             )
-        return [api.check_id("link_ids", link_id) for link_id in dict.fromkeys(found)]
+        return list(dict.fromkeys(api.check_id("link_ids", link_id) for link_id in found))
 
     def _completed(self, hook: BankConnectHook, link_id: str) -> list[dict[str, str | None]]:
-        """Give the statements that are completed now, oldest first: so they were to be rung for."""
-        sought = Expectation.parse(link_id=link_id, since=self.since)
+        """Return the statements that are completed now, oldest first."""
+        expectation = Expectation.parse(link_id=link_id, since=self.since)
         try:
             payloads = hook.get_webhook_payloads(link_id)
         except api.BankConnectNotFoundError:
             return []
-        in_sight = [row for row in payloads if why_out_of_sight(sought, row) is None]
-        done = [row for row in newest_of_each_statement(in_sight) if row.progress.lower() == "completed"]
+        considered = [row for row in payloads if why_not_considered(expectation, row) is None]
+        done = [row for row in newest_of_each_statement(considered) if row.progress.lower() == "completed"]
         return [Row.of_payload(row).as_dict() for row in sorted(done, key=lambda row: row.date_time)]
 
 
 def _parse_bool(name: str, value: object) -> bool:
-    word = str(value).strip().lower()
-    if word not in {"true", "false"}:
+    text = str(value).strip().lower()
+    if text not in {"true", "false"}:
         raise ValueError(f"{name} must be True or False, not {value!r}")
-    return word == "true"
+    return text == "true"

@@ -1,3 +1,3 @@
-"""The doorbell: BankConnect's webhooks in, the customer's run out. Needs Airflow 3.2; known by its ``address``."""
+"""The webhook receiver: an app in Airflow's API server that records BankConnect's webhooks. Needs Airflow 3.2."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where the doorbell is and who may use it: its settings, the address that BankConnect gets, the asset, and the names.
+"""The webhook receiver's settings and names: tokens, the registered address, the asset, partition keys and digests.
 
-Nothing here opens a connection. The receiver itself is named nowhere else: DAGs, operators and waits know it by this.
+Nothing here does I/O. DAGs, operators, sensors and triggers know the receiver only through this module.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
 SECTION: Final = "bankconnect"
 PREFIX: Final = "/bankconnect"
 ASSET_PREFIX: Final = "bankconnect://webhook/"
-# The longest that Airflow keeps as a partition key.
-LONGEST_KEY: Final = 250
+# Airflow's limit for a partition key.
+MAX_KEY_LENGTH: Final = 250
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{16,}")
-_NEW_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105 - how to make one
+_NEW_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105 - a command, no secret
 
 
 def is_supported() -> bool:
-    """Say whether this Airflow can have a doorbell: runs by partition came with 3.2."""
+    """Return whether this Airflow can have a webhook receiver: it needs asset partitions, added in 3.2."""
     major, minor = map(int, airflow_version.split(".")[:2])
     return (major, minor) >= (3, 2)
 
 
 def require_airflow() -> None:
-    """Refuse an Airflow that has no runs by partition.
+    """Raise unless this Airflow can have a webhook receiver.
 
-    :raises AirflowOptionalProviderFeatureException: says what is needed, and what works without it.
+    :raises AirflowOptionalProviderFeatureException: Airflow is older than 3.2.
     """
     if not is_supported():
         raise AirflowOptionalProviderFeatureException(
-            f"BankConnect's doorbell needs Airflow 3.2 or later, and this is {airflow_version}. "
-            "The sensors need no doorbell: they look at BankConnect's own records, here as everywhere"
+            f"BankConnect's webhook receiver needs Airflow 3.2 or later, and this is {airflow_version}. "
+            "The sensors need no webhook receiver: they work on this Airflow too"
         )
 
 
 @functools.cache
 def tokens() -> tuple[str, ...]:
-    """Give the tokens that are good now, the current one first; none while the doorbell is off.
+    """Return the valid webhook tokens, the current one first; an empty tuple while the webhook receiver is off.
 
-    Read once: a setting may be a command that takes its time.
+    Cached, because a setting may come from a slow command.
 
-    :raises ValueError: a token that is too weak, or cannot stand in a URL; names the setting, never its value.
+    :raises ValueError: a token is too weak or has characters that a URL cannot hold; names the setting, not its value.
     """
     found: list[str] = []
     for name in ("webhook_token", "webhook_token_previous"):
@@ -66,7 +66,7 @@ def tokens() -> tuple[str, ...]:
             )
         if name == "webhook_token_previous" and not found:
             raise ValueError(
-                f"[{SECTION}] webhook_token_previous is set, and webhook_token is not: set both, or neither"
+                f"[{SECTION}] webhook_token_previous is set, but webhook_token is not: set both or neither"
             )
         mask_secret(token)
         found.append(token)
@@ -74,7 +74,7 @@ def tokens() -> tuple[str, ...]:
 
 
 def is_on() -> bool:
-    """Say whether there is a doorbell: an Airflow that can have one, and a token.
+    """Return whether the webhook receiver is on: Airflow supports it, and a token is set.
 
     :raises ValueError: as :func:`tokens`.
     """
@@ -82,19 +82,20 @@ def is_on() -> bool:
 
 
 def webhook_url(conn_id: str = "bankconnect_default") -> str:
-    """Give the address to register with BankConnect. It is a secret: whoever knows it can ring.
+    """Return the address to register with BankConnect. It holds the webhook token, so keep it secret.
 
     Its base is ``[bankconnect] public_url``, else ``[api] base_url``.
 
-    :param conn_id: the connection whose account rings there.
-    :raises AirflowOptionalProviderFeatureException: this Airflow can have no doorbell.
-    :raises ValueError: a setting is missing, or cannot be meant; names it.
+    :param conn_id: the connection of the BankConnect account that sends its webhooks to this address.
+    :raises AirflowOptionalProviderFeatureException: Airflow is older than 3.2.
+    :raises ValueError: a setting is missing or invalid; names it.
     """
     require_airflow()
     name = _encode(conn_id)
     if not tokens():
         raise ValueError(
-            f"The doorbell is off: set [{SECTION}] webhook_token on every part of Airflow. Make one with: {_NEW_TOKEN}"
+            f"The webhook receiver is off: set [{SECTION}] webhook_token on every component of Airflow. "
+            f"Make one with: {_NEW_TOKEN}"
         )
     base = conf.get(SECTION, "public_url", fallback=None) or conf.get("api", "base_url", fallback=None) or ""
     if not base.startswith("https://"):
@@ -106,72 +107,67 @@ def webhook_url(conn_id: str = "bankconnect_default") -> str:
 
 
 def webhook_asset(conn_id: str = "bankconnect_default") -> Asset:
-    """Give the asset whose events are the rings of a connection's account, one partition for each customer.
+    """Return the asset whose events are the webhooks of a connection's account, with one partition for each customer.
 
-    :raises AirflowOptionalProviderFeatureException: this Airflow can have no doorbell.
+    :raises AirflowOptionalProviderFeatureException: Airflow is older than 3.2.
     """
     require_airflow()
-    from airflow.providers.common.compat.sdk import Asset  # noqa: PLC0415 - Airflow 2 has none of this kind
+    from airflow.providers.common.compat.sdk import Asset  # noqa: PLC0415 - missing on Airflow 2
 
     return Asset(asset_uri(conn_id))
 
 
 def asset_uri(conn_id: str) -> str:
-    """Spell the asset of a connection."""
+    """Return the URI of a connection's asset."""
     return ASSET_PREFIX + _encode(conn_id)
 
 
 def conn_id_of(uri: str) -> str:
-    """Read an asset's URI: the other way round."""
+    """Return the connection id of an asset's URI."""
     return unquote(uri.removeprefix(ASSET_PREFIX))
 
 
 def partition_key(link_id: str | None, entity_id: str | None) -> str:
-    """Say whose ring it is: the link's, or without one the entity's. Ids are read from events, never from this.
+    """Return the partition key of a customer: of the link, or of the entity if there is no link.
 
-    What is too long for a key is hashed, and what no line of a log should have in it: Airflow writes keys as they are.
+    A key that is too long or not printable is hashed, since Airflow logs keys as they are. Read ids from the event.
     """
     kind, name = ("link", link_id) if (link_id or "").strip() else ("entity", entity_id)
     key = f"{kind}:{name}"
-    return (
-        key
-        if len(key) <= LONGEST_KEY and key.isprintable()
-        else f"{kind}:sha256:{hashlib.sha256(key.encode()).hexdigest()}"
-    )
+    if len(key) <= MAX_KEY_LENGTH and key.isprintable():
+        return key
+    return f"{kind}:sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def knock(token: str) -> str:
-    """Give what Airflow's own parts show the receiver in place of the token, which would stand in too many requests."""
-    return hmac.new(token.encode(), b"bankconnect: Airflow's own parts", hashlib.sha256).hexdigest()
+def internal_token(token: str) -> str:
+    """Derive the token that Airflow's components send, so that the webhook token itself stays out of their requests."""
+    return hmac.new(token.encode(), b"bankconnect: internal token", hashlib.sha256).hexdigest()
 
 
-def whisper(token: str, conn_id: str, key: str) -> str:
-    """Name a customer so that only those know who know the customer: what triggerers are told of a ring."""
+def customer_digest(token: str, conn_id: str, key: str) -> str:
+    """Return the keyed hash that stands for a customer in the event feed."""
     return hmac.new(token.encode(), f"{conn_id}\0{key}".encode(), hashlib.sha256).hexdigest()[:24]
 
 
 def api_server_url() -> str:
-    """Give the address under which Airflow's own parts reach the API server."""
-    own = conf.get("core", "execution_api_server_url", fallback=None) or ""
-    base = own.rstrip("/").removesuffix("/execution") or conf.get("api", "base_url", fallback=None) or ""
+    """Return the address under which Airflow's components reach the API server."""
+    execution_url = conf.get("core", "execution_api_server_url", fallback=None) or ""
+    base = execution_url.rstrip("/").removesuffix("/execution") or conf.get("api", "base_url", fallback=None) or ""
     return (base or "http://localhost:8080").rstrip("/")
 
 
-def api_server_ca() -> tuple[str | None, str | None]:
-    """Give the two files that Airflow's own parts trust when they call the API server, as Airflow's client does."""
-    return conf.get("api", "ssl_ca_file", fallback=None) or None, conf.get("api", "ssl_cert", fallback=None) or None
-
-
 def api_server_context() -> ssl.SSLContext:
-    """Make the context of a call to the API server."""
-    authority, certificate = api_server_ca()
-    context = ssl.create_default_context(cafile=authority)
-    if certificate:
+    """Return a TLS context that trusts the same two files as Airflow's own client of the API server."""
+    context = ssl.create_default_context(cafile=conf.get("api", "ssl_ca_file", fallback=None) or None)
+    if certificate := conf.get("api", "ssl_cert", fallback=None):
         context.load_verify_locations(certificate)
     return context
 
 
 def _encode(conn_id: str) -> str:
-    from airflow_provider_bankconnect.api import check_id  # noqa: PLC0415 - pydantic; every Airflow process is here
+    from airflow_provider_bankconnect.api import check_id  # noqa: PLC0415 - pydantic is slow to import
 
+    # Unlike a loan number, a connection id is always text.
+    if not isinstance(conn_id, str):
+        raise ValueError(f"conn_id must be text, not {type(conn_id).__name__}")
     return quote(check_id("conn_id", conn_id), safe="")

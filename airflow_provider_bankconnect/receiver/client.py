@@ -1,4 +1,4 @@
-"""What tasks have to say to the receiver: ring for these; or, had anybody rung for these."""
+"""The client that tasks use to send completed statements to the webhook receiver: to record them, or to check them."""
 
 from __future__ import annotations
 
@@ -15,59 +15,61 @@ from airflow_provider_bankconnect.receiver import address
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-MOST_RINGS: Final = 500
+MAX_EVENTS: Final = 500
 _COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason")
 
 
-class DoorbellError(AirflowException):
-    """The receiver could not be reached, or did not take it. Nothing of BankConnect's is wrong."""
+class WebhookReceiverError(AirflowException):
+    """The webhook receiver in Airflow's API server did not answer, or refused the request."""
 
 
 class _Adapter(HTTPAdapter):
-    """Trusts what Airflow's own client trusts."""
+    """Trusts the certificates that Airflow's own client trusts."""
 
-    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as requests has it
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as in requests
         super().init_poolmanager(*arguments, **more, ssl_context=address.api_server_context())
 
 
-def tell_receiver(
+def send_to_receiver(
     conn_id: str,
-    rings: Sequence[Mapping[str, object]],
-    how: Literal["ring", "again", "check"],
+    events: Sequence[Mapping[str, object]],
+    how: Literal["record", "again", "check"],
     *,
     timeout: float = 30.0,
 ) -> dict[str, int]:
-    """Tell the receiver of rows of the ledger, and give its counts.
+    """Send rows of the payload history to the webhook receiver, and return its counts.
 
-    :param rings: rows with the five fields of a webhook; others of theirs stay here.
-    :param how: ``ring`` for those that nobody has rung for, ring ``again`` for all, or only ``check`` and count them.
+    :param events: rows with the five fields of a webhook; other fields are not sent.
+    :param how: ``record`` those that are not recorded yet, record all ``again``, or ``check`` how many were missed.
     :param timeout: seconds for one request.
-    :raises DoorbellError: no answer, or not the right one; says what to do.
+    :raises WebhookReceiverError: no answer or an error; the message says what to do.
     """
     counts: dict[str, int] = {}
-    url = f"{address.api_server_url()}{address.PREFIX}/rings/{quote(conn_id, safe='')}"
+    url = f"{address.api_server_url()}{address.PREFIX}/events/{quote(conn_id, safe='')}"
     with requests.Session() as session:
-        # A proxy of the environment is for the world outside, and .netrc would take the place of our header.
+        # The environment's proxies are for outside addresses, and .netrc would replace the Authorization header.
         session.trust_env = False
         try:
             session.mount("https://", _Adapter())
         except OSError as error:
-            raise DoorbellError(f"[api] ssl_ca_file, or ssl_cert, cannot be read: {error}") from None
-        session.headers["Authorization"] = f"Bearer {address.knock(address.tokens()[0])}"
-        for first in range(0, len(rings), MOST_RINGS):
-            sent = [{name: row.get(name) for name in _FIELDS} for row in rings[first : first + MOST_RINGS]]
+            raise WebhookReceiverError(f"[api] ssl_ca_file or ssl_cert cannot be read: {error}") from None
+        session.headers["Authorization"] = f"Bearer {address.internal_token(address.tokens()[0])}"
+        for first in range(0, len(events), MAX_EVENTS):
+            sent = [{name: row.get(name) for name in _FIELDS} for row in events[first : first + MAX_EVENTS]]
             try:
-                answer = session.post(url, json={"how": how, "rings": sent}, timeout=timeout, allow_redirects=False)
-                told = _COUNTS.validate_json(answer.content) if answer.status_code == requests.codes.ok else {}
+                answer = session.post(url, json={"how": how, "events": sent}, timeout=timeout, allow_redirects=False)
+                counted = _COUNTS.validate_json(answer.content) if answer.status_code == requests.codes.ok else {}
             except (requests.RequestException, ValidationError) as error:
-                raise DoorbellError(
-                    f"No answer from BankConnect's doorbell at {address.api_server_url()} ({type(error).__name__}): is "
-                    "[core] execution_api_server_url (or [api] base_url) right, and does the API server run?"
+                raise WebhookReceiverError(
+                    f"No answer from the webhook receiver at {address.api_server_url()} ({type(error).__name__}): "
+                    "check [core] execution_api_server_url (or [api] base_url), and that the API server runs"
                 ) from None
             if answer.status_code != requests.codes.ok:
-                raise DoorbellError(f"BankConnect's doorbell answers HTTP {answer.status_code}: {_advice(answer)}")
-            for name, count in told.items():
+                raise WebhookReceiverError(
+                    f"The webhook receiver answered HTTP {answer.status_code}: {_advice(answer)}"
+                )
+            for name, count in counted.items():
                 counts[name] = counts.get(name, 0) + count
     return counts
 
@@ -75,9 +77,11 @@ def tell_receiver(
 def _advice(answer: requests.Response) -> str:
     match answer.status_code:
         case 404:
-            return "is [bankconnect] webhook_token the same here and there, and does the connection exist?"
+            return (
+                "check that [bankconnect] webhook_token is the same on the API server, and that the connection exists"
+            )
         case 405:
-            return "is airflow-provider-bankconnect installed where the API server runs?"
+            return "check that airflow-provider-bankconnect is installed on the API server"
         case 503:
-            return "no DAG listens to the connection's webhook_asset yet, or the database is busy; see its log"
+            return "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see its log"
     return "see the API server's log"

@@ -1,4 +1,4 @@
-"""What Airflow's API server mounts. Every Airflow process imports this: the app comes with the first request."""
+"""The plugin that mounts the webhook receiver. Every Airflow process imports it; the app loads at the first request."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from airflow_provider_bankconnect.receiver.address import PREFIX, is_supported
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
-# Airflow's access log leaves this path out: a triggerer asks once a second, and no one reads so many lines.
+# Airflow's access log omits this path. A triggerer's request each second would fill it.
 _NOT_LOGGED: Final = "/api/v2/monitor/health"
 
 
-class Doorbell:
-    """The app, which hides its paths from Airflow's access log: in them is the token."""
+class WebhookReceiver:
+    """The app, with its paths hidden from Airflow's access log, because they hold the token."""
 
     def __init__(self) -> None:
         self._app: Any = None
@@ -33,20 +33,23 @@ class Doorbell:
 
             self._app = make_app()
         inner = dict(scope)
-        # Of a request, or of a WebSocket, which is refused: the server tells of that too.
+        # Also for a WebSocket: it is refused, but the server logs its path.
         path = f"{PREFIX}/***"
         scope.update(path=path, raw_path=path.encode(), query_string=b"")
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def send_unlogged(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start" and message["status"] == 200 and scope["method"] == "GET":  # noqa: PLR2004
                 scope["path"] = _NOT_LOGGED
             await send(message)
 
-        await self._app(inner, receive, sending)
+        await self._app(inner, receive, send_unlogged)
+
+
+_MOUNT: Final = {"app": WebhookReceiver(), "url_prefix": PREFIX, "name": "BankConnect webhook receiver"}
 
 
 class BankConnectPlugin(AirflowPlugin):
-    """Mounts the doorbell, on an Airflow that can have one."""
+    """Mounts the webhook receiver where Airflow supports it."""
 
     name = "bankconnect"
-    fastapi_apps = [{"app": Doorbell(), "url_prefix": PREFIX, "name": "BankConnect doorbell"}] if is_supported() else []
+    fastapi_apps = [_MOUNT] if is_supported() else []

@@ -1,11 +1,11 @@
-"""A stand-in for BankConnect on one's own machine, over HTTPS, for development and tests.
+"""A mock BankConnect server over HTTPS, for development and tests.
 
 From the command line: ``python -m airflow_provider_bankconnect.sandbox --help``. From Python::
 
     with Sandbox(statements=[Statement(link_id="loan-4711", after=5)]) as box:
-        ...  # box.connection_json is what AIRFLOW_CONN_BANKCONNECT_DEFAULT wants
+        ...  # box.connection_json is the value for AIRFLOW_CONN_BANKCONNECT_DEFAULT
 
-It shares no code with the rest of the package: sharing code, it would share its misreadings.
+It imports nothing from the rest of the package: shared code would share mistakes in reading the API.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Fault", "Sandbox", "SimulatedClock", "Statement"]
 
-_HOMES = {"Fault": "models", "Sandbox": "box", "SimulatedClock": "clock", "Statement": "models"}
+_MODULES = {"Fault": "models", "Sandbox": "box", "SimulatedClock": "clock", "Statement": "models"}
 
 
 def __getattr__(name: str) -> object:
-    """Load on demand, so that a missing extra is told in words, and only to those who need it."""
-    from importlib import import_module  # noqa: PLC0415 - nothing is to be loaded with this module
+    """Import on first use, so that a missing extra is reported only when the sandbox is used."""
+    from importlib import import_module  # noqa: PLC0415 - keeps the import of this module cheap
 
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in {"starlette", "uvicorn", "trustme", "h11"}:
             raise

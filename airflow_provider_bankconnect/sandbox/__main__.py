@@ -27,34 +27,34 @@ if TYPE_CHECKING:
 
     from .box import Sandbox
 
-_DEFAULT_PLAY: Final = (
+_DEFAULT_STATEMENTS: Final = (
     Statement(link_id="demo-loan-4711", statement_id="", progress="failed", after=5),
     Statement(link_id="demo-loan-4711", after=20),
 )
 _STOPPED_BY_CTRL_C: Final = 130
 
 _DESCRIPTION: Final = """\
-A BankConnect of your own, on this machine: its API over HTTPS, its customers, its webhooks and its bad days.
-Nothing leaves the machine, and no credentials are needed. Ctrl-C ends it."""
+A mock BankConnect server on this machine: its API over HTTPS, invented customers, webhooks, and faults on request.
+It sends nothing off the machine and needs no credentials. Ctrl-C ends it."""
 
 _EPILOG: Final = """\
 examples
-  A customer whose first login fails and whose statement completes after 20 seconds, the default:
+  A customer whose first login fails and whose statement completes after 20 seconds (the default):
     python -m {package}
 
-  Two customers, one of them uploading a PDF that fails:
+  Two customers; the PDF of the second fails:
     python -m {package} --statement link=loan-1,after=10 \\
         --statement link=loan-2,after=30,mode=pdf,progress=failed,reason="Password protected"
 
-  The history answers 503 three times, asking for 5 seconds, and every third webhook is lost:
+  The history answers 503 with Retry-After 5 three times, and one webhook in three is lost:
     python -m {package} --fault kind=status,call=webhook_payloads,status=503,retry_after=5,times=3 \\
         --fault kind=drop,probability=0.33 --seed 7
 
-  All of it from a file (--play day.toml):
+  Statements and faults from a file (--play day.toml):
     [[statement]]
     link_id = "loan-1"
     after = 10
-    later = {{ identity = 30 }}     # the identity analysis is done 30 seconds after the statement
+    later = {{ identity = 30 }}     # the identity analysis completes 30 seconds after the statement
 
     [[fault]]
     kind = "delay"
@@ -67,28 +67,28 @@ fields of a statement (link, entity and statement are short for the ids)
 fields of a fault
 {fault}
 
-while it runs, from this machine, on the same port, without keys
-  POST   /sandbox/statements   play one more: its fields as a JSON object
-  POST   /sandbox/faults       set one more: its fields as a JSON object; GET lists them, DELETE clears them all
-  POST   /sandbox/webhooks     send this JSON object to the registered endpoint, as a forger would
-  GET    /sandbox/requests     what was asked (?call=webhook_payloads), without the keys
-  GET    /sandbox/deliveries   which webhooks were sent, and what came of them
-  POST   /sandbox/inbox        an endpoint that takes webhooks, to be registered; GET lists what it took
+control calls: from this machine only, on the same port, without keys
+  POST   /sandbox/statements   add a statement: its fields as a JSON object
+  POST   /sandbox/faults       add a fault: its fields as a JSON object; GET lists the faults, DELETE clears them
+  POST   /sandbox/webhooks     send this JSON object to the registered endpoint, as a forged webhook
+  GET    /sandbox/requests     list the requests received (?call=webhook_payloads), without the keys
+  GET    /sandbox/deliveries   list the webhooks sent, with their outcomes
+  POST   /sandbox/inbox        a webhook endpoint that you can register; GET lists the webhooks it received
 
   curl --cacert CA_FILE https://localhost:8443/sandbox/faults -d '{{"kind": "reset", "times": 2}}'
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sandbox until somebody stops it; gives the exit code."""
+    """Run the sandbox until SIGINT or SIGTERM, and return the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        statements, faults = _play(options)
+        statements, faults = _read_play(options)
     except PlayError as error:
         parser.error(str(error))
     try:
-        from .box import Sandbox  # noqa: PLC0415 - --help and mistakes are answered without the extra
+        from .box import Sandbox  # noqa: PLC0415 - --help and wrong options work without the extra
     except ModuleNotFoundError as error:
         return _give_up(f"the sandbox needs {error.name!r}: pip install 'airflow-provider-bankconnect[sandbox]'")
     try:
@@ -103,42 +103,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             unknown_link=options.unknown_link,
             host=options.host,
             port=options.port,
-            on_event=_say,
+            on_event=_log,
         )
     except ValueError as error:
         parser.error(str(error))
-    stopped_by = _listen_for_signals()
+    stop = _handle_signals()
     try:
         box.start()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _give_up(f"port {options.port} on {options.host} is taken: choose another with --port, or --port 0")
+            return _give_up(f"port {options.port} on {options.host} is in use: choose another with --port, or --port 0")
         return _give_up(f"cannot listen on {options.host}, port {options.port}: {error.strerror}")
     try:
-        _introduce(box, options, statements, faults)
-        stopped_by.over.wait()
+        _print_start(box, options, statements, faults)
+        stop.event.wait()
     except OSError as error:
         return _give_up(f"cannot write {error.filename}: {error.strerror}")
     finally:
         box.stop()
         _remove(options.connection_file)
-    _say("stopped")
-    return _STOPPED_BY_CTRL_C if stopped_by.number == signal.SIGINT else 0
+    _log("stopped")
+    return _STOPPED_BY_CTRL_C if stop.signal == signal.SIGINT else 0
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"sandbox: {' '.join(message.split())} (--help tells more)\n")
+        self.exit(2, f"sandbox: {' '.join(message.split())} (see --help)\n")
 
 
 class _Stop:
     def __init__(self) -> None:
-        self.over = threading.Event()
-        self.number: int | None = None
+        self.event = threading.Event()
+        self.signal: int | None = None
 
     def __call__(self, number: int, _: object) -> None:
-        self.number = number
-        self.over.set()
+        self.signal = number
+        self.event.set()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,35 +151,35 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--host", default="localhost", help="where to listen (default: %(default)s)")
-    add("--port", type=_port, default=8443, help="0 for any free one (default: %(default)s)")
-    add("--statement", action="append", default=[], metavar="FIELD=VALUE,...", help="play this; may be repeated")
-    add("--fault", action="append", default=[], metavar="FIELD=VALUE,...", help="misbehave so; may be repeated")
-    add("--play", type=Path, metavar="FILE", help="statements and faults from a TOML file")
-    add("--seed", type=int, default=0, help="another number, other customers and another bad day (default: 0)")
+    add("--host", default="localhost", help="address to listen on (default: %(default)s)")
+    add("--port", type=_port, default=8443, help="port to listen on; 0 for any free one (default: %(default)s)")
+    add("--statement", action="append", default=[], metavar="FIELD=VALUE,...", help="add a statement; repeatable")
+    add("--fault", action="append", default=[], metavar="FIELD=VALUE,...", help="add a fault; repeatable")
+    add("--play", type=Path, metavar="FILE", help="read statements and faults from a TOML file")
+    add("--seed", type=int, default=0, help="seed of the invented customers and of the faults (default: 0)")
     add("--timezone", default="UTC", metavar="ZONE", help="zone of the payloads' date_time (default: %(default)s)")
-    add("--history-omits-unsent", action="store_true", help="leave out of the history what sent no webhook")
+    add("--history-omits-unsent", action="store_true", help="omit statements without a webhook from the history")
     add(
         "--unknown-link",
         choices=("empty", "404"),
         default="empty",
-        help="how the history of a link that nobody has is answered (default: %(default)s)",
+        help="answer to the history of an unknown link (default: %(default)s)",
     )
-    add("--api-key", metavar="KEY", help="the API Key to be asked for (default: an invented one)")
-    add("--server-hash", metavar="KEY", help="the Server Hash to be asked for (default: an invented one)")
-    add("--ca-file", type=Path, metavar="PATH", help="write the certificate to trust here as well, and leave it there")
+    add("--api-key", metavar="KEY", help="the API Key that requests must carry (default: an invented one)")
+    add("--server-hash", metavar="KEY", help="the Server Hash that requests must carry (default: an invented one)")
+    add("--ca-file", type=Path, metavar="PATH", help="also write the certificate to trust here; it is kept at the end")
     add("--connection-file", type=Path, metavar="PATH", help="once ready, write the Airflow connection here, as JSON")
     return parser
 
 
-def _play(options: argparse.Namespace) -> tuple[list[Statement], list[Fault]]:
+def _read_play(options: argparse.Namespace) -> tuple[list[Statement], list[Fault]]:
     statements, faults = read_file(options.play) if options.play else ([], [])
     statements += [read_statement(text) for text in options.statement]
     faults += [read_fault(text) for text in options.fault]
-    return statements or ([] if options.play else list(_DEFAULT_PLAY)), faults
+    return statements or ([] if options.play else list(_DEFAULT_STATEMENTS)), faults
 
 
-def _introduce(
+def _print_start(
     box: Sandbox, options: argparse.Namespace, statements: Sequence[Statement], faults: Sequence[Fault]
 ) -> None:
     ca_file = box.ca_file
@@ -189,30 +189,30 @@ def _introduce(
     connection = json.dumps(box.connection_with(ca_file))
     lines = [
         f"BankConnect sandbox at {box.url}",
-        f"An endpoint to register: {box.inbox_url}",
-        "For Airflow (the registration needs allow_private_host=True here):",
+        f"Webhook endpoint that you can register: {box.inbox_url}",
+        "For Airflow (to register this endpoint, set allow_private_host=True):",
         f"  export AIRFLOW_CONN_BANKCONNECT_DEFAULT={shlex.quote(connection)}",
-        "To be played, in seconds from now:",
-        *(f"  {_told(one)}" for one in sorted(statements, key=lambda one: one.after)),
-        *(f"  fault: {_set(one)}" for one in faults),
+        "Timeline, in seconds from now:",
+        *(f"  {_describe_statement(one)}" for one in sorted(statements, key=lambda one: one.after)),
+        *(f"  fault: {_describe_fault(one)}" for one in faults),
         "Ctrl-C ends it.",
     ]
     print("\n".join(lines), flush=True)
     if options.connection_file:
-        # Whoever waits for this file must find all of it, and nobody else may read it.
+        # Replaced atomically, because a script may wait for this file; mode 600, because it holds the keys.
         draft = options.connection_file.with_name(f"{options.connection_file.name}.{os.getpid()}")
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(connection)
         draft.replace(options.connection_file)
 
 
-def _told(one: Statement) -> str:
+def _describe_statement(one: Statement) -> str:
     who = f"link {one.link_id}" if one.link_id else f"entity {one.entity_id or '(new)'}"
     what = "a login" if one.statement_id == "" else f"a statement ({one.mode})"
     return f"{one.after:6.1f}  {who}: {what} {one.progress}"
 
 
-def _set(one: Fault) -> str:
+def _describe_fault(one: Fault) -> str:
     return ", ".join(f"{name} {value}" for name, value in one.model_dump(exclude_defaults=True).items())
 
 
@@ -220,8 +220,8 @@ def _fields(model: type[BaseModel]) -> str:
     lines = []
     for name, field in model.model_fields.items():
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        told = f"{field.description}: {', '.join(choices)}" if choices else field.description or ""
-        lines += textwrap.wrap(f"  {name:<18} {told}", 110, subsequent_indent=" " * 21)
+        text = f"{field.description}: {', '.join(choices)}" if choices else field.description or ""
+        lines += textwrap.wrap(f"  {name:<18} {text}", 110, subsequent_indent=" " * 21)
     return "\n".join(lines)
 
 
@@ -231,15 +231,15 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _listen_for_signals() -> _Stop:
+def _handle_signals() -> _Stop:
     stop = _Stop()
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     return stop
 
 
-def _say(event: str) -> None:
-    # Whoever reads along may have left; that must not disturb those who are served.
+def _log(event: str) -> None:
+    # A closed pipe must not stop the server.
     with suppress(BrokenPipeError):
         print(f"{datetime.now().astimezone():%H:%M:%S.%f}"[:-3], event, flush=True)
 

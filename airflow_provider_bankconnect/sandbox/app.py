@@ -1,4 +1,4 @@
-"""The HTTP side: BankConnect's calls as its pages describe them, the sandbox's own inbox, and its controls."""
+"""The HTTP routes: BankConnect's calls as its documentation describes them, the sandbox's inbox and its controls."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ Answer = tuple[int, Any]
 
 @dataclass(frozen=True)
 class Keys:
-    """What every call has to carry."""
+    """The two keys that every call must carry."""
 
     api_key: str
     server_hash: str
 
     def fit(self, headers: dict[str, str]) -> bool:
-        """Whether both are there and right."""
+        """Return whether the headers carry both keys."""
         return hmac.compare_digest(
             headers.get("x-api-key", "").encode(), self.api_key.encode()
         ) and hmac.compare_digest(headers.get("server-hash", "").encode(), self.server_hash.encode())
@@ -60,7 +60,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class _Call:
-    """A request that was understood: which call it is, of whom, and by which method it may come."""
+    """The call that a request's path names: its name, its entity and its method."""
 
     name: str
     entity_id: str = ""
@@ -68,7 +68,7 @@ class _Call:
 
 
 class Vendor:
-    """Answers the calls under ``/bank-connect/v1``, keeps the request log, and lets the faults happen."""
+    """Answers the calls under ``/bank-connect/v1``, keeps the request log, and applies the faults."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Vendor:
         url: Callable[[], str],
         unknown_link: str,
         log_size: int | None,
-        tell: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self.requests: deque[Record] = deque(maxlen=log_size)
         self.counts: Counter[str] = Counter()
@@ -89,20 +89,20 @@ class Vendor:
         self._keys = keys
         self._url = url
         self._unknown_link = unknown_link
-        self._tell = tell
-        self._dice = random.Random(f"{world.seed}/shuffles")
+        self._log = log
+        self._random = random.Random(f"{world.seed}/shuffles")
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
-        call = _understand(request.scope["raw_path"])
+        call = _parse_call(request.scope["raw_path"])
         record = await self._record(request, call.name)
         faults = self._faults.for_request(call.name)
         record.faults = tuple(fault.kind for fault in faults)
-        response = await self._misbehave(request, call, record, faults)
+        response = await self._respond(request, call, record, faults)
         if not isinstance(response, _Reset):
             record.status = response.status_code
-        odd = f", on purpose: {', '.join(record.faults)}" if faults else ""
-        self._tell(f"{record.method} {record.call} answered {record.status or 'not at all'}{odd}")
+        note = f" (faults: {', '.join(record.faults)})" if faults else ""
+        self._log(f"{record.method} {record.call} answered {record.status or 'with a reset'}{note}")
         return response
 
     async def _record(self, request: Request, name: str) -> Record:
@@ -122,7 +122,7 @@ class Vendor:
         self.counts[name] += 1
         return record
 
-    async def _misbehave(self, request: Request, call: _Call, record: Record, faults: list[Fault]) -> Response:
+    async def _respond(self, request: Request, call: _Call, record: Record, faults: list[Fault]) -> Response:
         wire: Wire = request.scope["state"]["wire"]
         ago = sum(fault.seconds for fault in faults if fault.kind == "stale")
         delay = sum(fault.seconds for fault in faults if fault.kind == "delay")
@@ -130,7 +130,7 @@ class Vendor:
             return _Reset(wire)
         ending = next((fault for fault in faults if fault.kind in ENDINGS), None)
         if ending is not None and ending.kind != "half":
-            return _broken(ending, wire)
+            return _fault_response(ending, wire)
         status, value = self._answer(call, record, ago)
         for fault in faults:
             if fault.kind == "shuffle":
@@ -174,7 +174,7 @@ class Vendor:
         if not isinstance(body, dict):
             return 400, {"detail": "Invalid data. Expected a dictionary."}
         url = body.get("webhook_url")
-        # Left out, it is reset: that is the vendor's own rule.
+        # BankConnect itself resets the mode when it is left out.
         mode = body.get("webhook_mode", 0)
         if not isinstance(url, str) or not _is_web_address(url):
             return 400, {"webhook_url": ["Enter a valid URL."]}
@@ -214,11 +214,11 @@ class Vendor:
         if isinstance(value, dict):
             for name in ("payloads", "progress", "results"):
                 if isinstance(value.get(name), list):
-                    value[name] = self._dice.sample(value[name], len(value[name]))
+                    value[name] = self._random.sample(value[name], len(value[name]))
 
 
 class Controls:
-    """The sandbox's own endpoints: the inbox for anybody, the controls for this machine alone."""
+    """The sandbox's own endpoints: the inbox, which any host may call, and the controls, for this machine only."""
 
     def __init__(
         self,
@@ -227,21 +227,21 @@ class Controls:
         deliveries: list[Delivery],
         *,
         play: Callable[[Statement], Statement],
-        ring: Callable[[dict[str, Any]], None],
-        tell: Callable[[str], None],
+        webhook: Callable[[dict[str, Any]], None],
+        log: Callable[[str], None],
     ) -> None:
         self.inbox: list[Received] = []
         self._vendor = vendor
         self._faults = faults
         self._deliveries = deliveries
         self._play = play
-        self._ring = ring
-        self._tell = tell
+        self._webhook = webhook
+        self._log = log
 
     def routes(self) -> list[Route]:
-        """List them, with who may use them."""
+        """Return the routes of the inbox and the controls."""
         return [
-            Route("/sandbox/inbox", self._take, methods=["POST"]),
+            Route("/sandbox/inbox", self._receive, methods=["POST"]),
             Route("/sandbox/inbox", _local(self._list_inbox), methods=["GET"]),
             Route("/sandbox/statements", _local(self._add_statement), methods=["POST"]),
             Route("/sandbox/faults", _local(self._list_faults), methods=["GET"]),
@@ -252,13 +252,13 @@ class Controls:
             Route("/sandbox/webhooks", _local(self._send_webhook), methods=["POST"]),
         ]
 
-    async def _take(self, request: Request) -> Response:
+    async def _receive(self, request: Request) -> Response:
         try:
             body = json.loads(await request.body())
         except ValueError:
             return JSONResponse({"detail": "not JSON"}, 400)
         self.inbox.append(Received(body, time.monotonic()))
-        self._tell("the inbox took a webhook")
+        self._log("the inbox received a webhook")
         return JSONResponse({"detail": "ok"}, 200)
 
     async def _list_inbox(self, _: Request) -> Response:
@@ -274,12 +274,12 @@ class Controls:
     async def _add_fault(self, request: Request) -> Response:
         fault = Fault.model_validate(await request.json())
         self._faults.add(fault)
-        self._tell(f"from now on, a fault: {fault.kind} in {fault.call}")
+        self._log(f"fault added: {fault.kind} in {fault.call}")
         return JSONResponse(fault.model_dump(exclude_defaults=True), 201)
 
     async def _clear_faults(self, _: Request) -> Response:
         self._faults.clear()
-        self._tell("all faults are cleared")
+        self._log("all faults cleared")
         return JSONResponse({"faults": []})
 
     async def _list_requests(self, request: Request) -> Response:
@@ -293,13 +293,13 @@ class Controls:
     async def _send_webhook(self, request: Request) -> Response:
         body = await request.json()
         if not isinstance(body, dict):
-            return JSONResponse({"detail": "a webhook is a JSON object"}, 400)
-        self._ring(body)
+            return JSONResponse({"detail": "a webhook must be a JSON object"}, 400)
+        self._webhook(body)
         return JSONResponse(body, 201)
 
 
 def make_app(vendor: Vendor, controls: Controls) -> Starlette:
-    """Put both under one roof. What is not the sandbox's own is the vendor's, down to the last wrong path."""
+    """Make the app: the controls' routes first, then the vendor for every other path."""
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
     app = Starlette(routes=[*controls.routes(), Route("/{rest:path}", vendor.__call__, methods=methods)])
     app.router.redirect_slashes = False
@@ -307,7 +307,7 @@ def make_app(vendor: Vendor, controls: Controls) -> Starlette:
 
 
 class _Reset(Response):
-    """No answer at all."""
+    """A TCP reset instead of an answer."""
 
     def __init__(self, wire: Wire) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ class _Reset(Response):
 
 
 class _Half(Response):
-    """The first half of an answer that announces the whole."""
+    """The first half of an answer whose Content-Length is that of the whole."""
 
     def __init__(self, wire: Wire, whole: Response) -> None:
         super().__init__(status_code=whole.status_code)
@@ -330,11 +330,11 @@ class _Half(Response):
         body = bytes(self._whole.body)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self._whole.raw_headers})
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-        await self._wire.hang_up()
+        await self._wire.close()
 
 
-def _understand(raw_path: bytes) -> _Call:
-    # By its raw segments: an encoded slash in an id is part of the id, and never leads to another call.
+def _parse_call(raw_path: bytes) -> _Call:
+    # The raw path is split before it is decoded, so that an encoded slash stays part of an id.
     base, _, rest = raw_path.decode("ascii", "replace").partition(f"{PREFIX}/")
     segments = [] if base else [unquote(part) for part in rest.split("/")]
     match segments:
@@ -351,7 +351,7 @@ def _understand(raw_path: bytes) -> _Call:
     return _Call("unknown")
 
 
-def _broken(fault: Fault, wire: Wire) -> Response:
+def _fault_response(fault: Fault, wire: Wire) -> Response:
     headers = {"date": formatdate(usegmt=True)}
     if fault.kind == "reset":
         return _Reset(wire)
@@ -367,8 +367,8 @@ def _broken(fault: Fault, wire: Wire) -> Response:
         headers["retry-after"] = later if fault.retry_after_form == "date" else f"{wait:g}"
     if fault.status in _NO_BODY:
         return Response(status_code=fault.status, headers=headers)
-    words = json.dumps({"detail": f"The sandbox was asked to answer {fault.status}."})
-    return _text(fault.status, words if fault.body is None else fault.body, fault.content_type, headers)
+    default = json.dumps({"detail": f"The sandbox was asked to answer {fault.status}."})
+    return _text(fault.status, default if fault.body is None else fault.body, fault.content_type, headers)
 
 
 def _text(status: int, body: str, content_type: str | None, headers: dict[str, str]) -> Response:
@@ -396,10 +396,10 @@ def _local(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
     async def answer(request: Request) -> Response:
         peer = request.client.host if request.client else ""
         try:
-            near = ipaddress.ip_address(peer).is_loopback
+            is_local = ipaddress.ip_address(peer).is_loopback
         except ValueError:
-            near = False
-        if not near:
+            is_local = False
+        if not is_local:
             return JSONResponse({"detail": "Only from this machine."}, 403)
         try:
             return await endpoint(request)

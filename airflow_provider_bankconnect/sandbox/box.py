@@ -1,4 +1,4 @@
-"""The sandbox as a Python object: a vendor that serves in a thread of its own for as long as a ``with`` lasts."""
+"""The sandbox as a Python object: a mock BankConnect server that runs in its own thread within a ``with`` block."""
 
 from __future__ import annotations
 
@@ -27,34 +27,35 @@ if TYPE_CHECKING:
     from .models import Analysis, Delivery, Fault, Received, Record, Statement
 
 _LONG: Final = 3600.0
-# A clock that we did not make cannot tell us that it moved.
-_GLANCE: Final = 0.1
+# A clock of another class has no callback for its moves: it is polled this often.
+_CLOCK_POLL_SECONDS: Final = 0.1
 _ANYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
 
 class Sandbox:
-    """A BankConnect of one's own, over HTTPS on loopback.
+    """A mock BankConnect server over HTTPS on loopback.
 
-    As in::
+    Example::
 
         with Sandbox(statements=[Statement(link_id="loan-4711", after=5)]) as box:
             requests.get(box.url + "/entity/webhook_payloads/?link_id=loan-4711", verify=box.ca_file, headers=...)
 
-    :param api_key: and ``server_hash``: the keys to be asked for; None for invented ones.
-    :param statements: what is played from the start; ``box.play()`` adds more.
-    :param faults: how it misbehaves from the start; ``box.fault()`` adds more.
-    :param seed: the same seed invents the same customers, and the same bad day for the same requests.
+    :param api_key: and ``server_hash``: the keys that requests must carry; None for invented ones.
+    :param statements: the statements of the timeline; ``box.play()`` adds more.
+    :param faults: the faults from the start; ``box.fault()`` adds more.
+    :param seed: the same seed invents the same customers, and the same faults for the same requests.
     :param timezone: zone of the payloads' ``date_time``.
-    :param history_omits_unsent: leave out of the history what sent no webhook, because of the mode, or because no
-        endpoint was registered. What lies in the past when it is played counts as sent.
-    :param unknown_link: how the history of a link that nobody has is answered, ``"empty"`` or ``"404"``.
-    :param host: where to listen; for ``localhost`` on both loopbacks.
+    :param history_omits_unsent: omit from the history the statements that sent no webhook, because of the mode or
+        because no endpoint was registered. A statement that lies in the past when it is added counts as sent.
+    :param unknown_link: the answer to the history of an unknown link, ``"empty"`` or ``"404"``.
+    :param host: the address to listen on; ``localhost`` means both loopback addresses.
     :param port: 0 for a free one.
-    :param keep_alive: seconds that a silent connection is kept.
-    :param webhook_retries: how often a webhook that got no answer is sent again, a second later. BankConnect does not.
+    :param keep_alive: seconds for which an idle connection is kept.
+    :param webhook_retries: how often a webhook without an answer is sent again, a second later. BankConnect never
+        sends one again.
     :param log_size: how many requests are kept in ``box.requests``; 0 for none, None for all.
-    :param clock: gives aware datetimes; :class:`~.clock.SimulatedClock` for one that a test moves.
-    :param on_event: is told in words what happens, from any thread. Never a key.
+    :param clock: returns aware datetimes; with :class:`~.clock.SimulatedClock` a test moves the time.
+    :param on_event: called with one line of text for each event, from any thread. The text never holds a key.
     """
 
     def __init__(
@@ -86,13 +87,12 @@ class Sandbox:
         self._statements = list(statements)
         self._first_faults = list(faults)
         self._keep_alive = keep_alive
-        tell = on_event or (lambda _: None)
-        self._tell = tell
-        self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, tell=tell)
+        log = on_event or (lambda _: None)
+        self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, tell=log)
         self._faults = Faults(clock, seed)
-        nap = _LONG if clock is real_clock or isinstance(clock, SimulatedClock) else _GLANCE
+        sleep = _LONG if clock is real_clock or isinstance(clock, SimulatedClock) else _CLOCK_POLL_SECONDS
         self._sender = Sender(
-            self._world, self._faults, clock=clock, longest_nap=nap, retries=webhook_retries, tell=tell
+            self._world, self._faults, clock=clock, longest_sleep=sleep, retries=webhook_retries, log=log
         )
         self._vendor = Vendor(
             self._world,
@@ -101,18 +101,16 @@ class Sandbox:
             url=lambda: self.url,
             unknown_link=unknown_link,
             log_size=log_size,
-            tell=tell,
+            log=log,
         )
         self._controls = Controls(
-            self._vendor, self._faults, self._sender.deliveries, play=self.play, ring=self.ring, tell=tell
+            self._vendor, self._faults, self._sender.deliveries, play=self.play, webhook=self.webhook, log=log
         )
         self._wires = WireServer(make_app(self._vendor, self._controls), keep_alive)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
-
-    # Life
 
     def __enter__(self) -> Self:
         return self.start()
@@ -123,9 +121,9 @@ class Sandbox:
         self.stop()
 
     def start(self) -> Self:
-        """Listen, serve, and begin to play.
+        """Start the server and the timeline.
 
-        :raises OSError: the port is taken, or the host is not of this machine.
+        :raises OSError: the port is in use, or the host is no address of this machine.
         """
         sockets = listen(self._host, self.port)
         self.port = sockets[0].getsockname()[1]
@@ -139,7 +137,7 @@ class Sandbox:
         if self._failure is not None:
             self.stop()
             raise self._failure
-        self._world.on_change = self._stir
+        self._world.on_change = self._wake_sender
         if isinstance(self.clock, SimulatedClock):
             self.clock.on_advance(self._clock_moved)
         for fault in self._first_faults:
@@ -149,22 +147,22 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Stop serving, at once, and leave nothing behind."""
+        """Stop the server at once, and remove its files."""
         if self._thread is None or self._loop is None:
             return
         self._world.on_change = lambda: None
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._vendor.stopping.set)
-        self._stir()
+        self._wake_sender()
         self._thread.join()
         self._thread = self._loop = None
         self._folder.cleanup()
 
-    # Where it is
+    # Addresses
 
     @property
     def url(self) -> str:
-        """The base URL of the vendor's API."""
+        """The base URL of the mock API."""
         return f"{self._origin}{PREFIX}"
 
     @property
@@ -174,40 +172,40 @@ class Sandbox:
 
     @property
     def ca_file(self) -> str:
-        """PEM file with what a client has to trust; gone when the sandbox stops."""
+        """The PEM file of the certificate that a client must trust; deleted when the sandbox stops."""
         return str(Path(self._folder.name) / "ca.pem")
 
     @property
     def ca_pem(self) -> str:
-        """The same, as text."""
+        """The certificate that a client must trust, as PEM text."""
         return Path(self.ca_file).read_text(encoding="ascii")
 
     @property
     def connection(self) -> dict[str, Any]:
-        """An Airflow connection that leads here."""
+        """An Airflow connection to this sandbox."""
         return self.connection_with(self.ca_file)
 
     @property
     def connection_json(self) -> str:
-        """The connection as ``AIRFLOW_CONN_BANKCONNECT_DEFAULT`` wants it."""
+        """The connection as the value of ``AIRFLOW_CONN_BANKCONNECT_DEFAULT``."""
         return json.dumps(self.connection)
 
     def connection_with(self, ca_file: str) -> dict[str, Any]:
-        """Give the connection with the certificate at another place."""
+        """Return the connection with another path of the certificate."""
         extra = {"api_key": self.api_key, "verify": ca_file}
         return {"conn_type": "bankconnect", "host": self.url, "password": self.server_hash, "extra": extra}
 
     def issue_certificate(self, folder: Path) -> tuple[Path, Path]:
-        """Write a certificate, and its key, for another server on this machine: webhooks are delivered to it."""
+        """Write a certificate and its key for another server on this machine, which may then receive webhooks."""
         certificate, key = folder / "server.pem", folder / "server.key"
         self._certificate.issue(certificate, key)
         key.chmod(0o600)
         return certificate, key
 
-    # What happens
+    # Controls
 
     def play(self, statement: Statement) -> Statement:
-        """Add a statement, its seconds counted from now; gives it back with all its ids."""
+        """Add a statement to the timeline, its seconds counted from now, and return it with all its ids."""
         return self._world.play(statement)
 
     def payload(
@@ -222,10 +220,10 @@ class Sandbox:
         filed_under: str | None = None,
         **unknown: object,
     ) -> None:
-        """Put one raw row straight into the history; no webhook is sent, and no entity comes to be.
+        """Add one raw row to the history, without a webhook and without an entity.
 
-        :param date_time: an aware datetime is written in the sandbox's zone, text as it stands; None for now.
-        :param filed_under: the link under which it is found, where that is not its own ``link_id``.
+        :param date_time: an aware datetime is written in the sandbox's zone, text as it is; None for now.
+        :param filed_under: the link whose history gets the row, if that is not its own ``link_id``.
         """
         row = {"statement_id": statement_id, "entity_id": entity_id, "link_id": link_id}
         row |= {"progress": progress, "reason": reason}
@@ -235,69 +233,69 @@ class Sandbox:
     def progress(
         self, entity_id: str, items: Sequence[Mapping[str, object]], analysis: Analysis = "transactions"
     ) -> None:
-        """Set what an analysis of an entity answers as ``progress`` from now on, as it stands."""
+        """Set the ``progress`` array of an entity's analysis from now on, unchanged."""
         self._world.progress(entity_id, [dict(item) for item in items], analysis)
 
-    def ring(self, body: Mapping[str, object]) -> None:
-        """Send a webhook of one's own making to the registered endpoint."""
-        self._world.ring(dict(body))
+    def webhook(self, body: Mapping[str, object]) -> None:
+        """Send a webhook with this body to the registered endpoint."""
+        self._world.webhook(dict(body))
 
     def fault(self, fault: Fault) -> None:
-        """Misbehave from now on."""
+        """Add a fault, from now on."""
         self._faults.add(fault)
 
     def clear_faults(self) -> None:
-        """Behave again."""
+        """Remove all faults."""
         self._faults.clear()
 
-    # What was seen
+    # Observations
 
     @property
     def requests(self) -> list[Record]:
-        """The requests to the vendor's API, in the order in which they came."""
+        """The requests to the mock API, in order of arrival."""
         return list(self._vendor.requests)
 
     def calls(self, call: str) -> list[Record]:
-        """Those of one call."""
+        """Return the requests of one call."""
         return [record for record in self.requests if record.call == call]
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many requests of each call have come, whatever the log keeps."""
+        """The number of requests of each call so far, independent of ``log_size``."""
         return self._vendor.counts
 
     @property
     def connections(self) -> int:
-        """How many TCP connections have been accepted so far, their TLS handshake included."""
+        """The number of TCP connections that were accepted and completed the TLS handshake."""
         return self._wires.accepted
 
     @property
     def open_connections(self) -> int:
-        """How many of them are open."""
+        """The number of those connections that are still open."""
         return len(self._wires.open)
 
     @property
     def webhook_url(self) -> str | None:
-        """The endpoint that is registered, or None."""
+        """The registered endpoint, or None."""
         return self._world.webhook_url
 
     @property
     def webhook_mode(self) -> int | None:
-        """Its mode, or None."""
+        """The mode of the registered endpoint, or None."""
         return self._world.webhook_mode
 
     @property
     def deliveries(self) -> list[Delivery]:
-        """The webhooks that were sent, or lost on the way; those that the mode silenced are not among them."""
+        """The webhooks that were sent or dropped by a fault; not those that the mode suppressed."""
         return list(self._sender.deliveries)
 
     @property
     def inbox(self) -> list[Received]:
-        """The webhooks that the sandbox's own endpoint took."""
+        """The webhooks that the sandbox's own endpoint received."""
         return list(self._controls.inbox)
 
     def transaction_count(self, entity_id: str) -> int:
-        """How many transactions of an entity can be read at the moment."""
+        """Return the number of an entity's transactions that can be read now."""
         answer = self._world.analysis(entity_id, "transactions", None)
         return 0 if answer is None else len(answer["transactions"])
 
@@ -310,11 +308,11 @@ class Sandbox:
 
     def _clock_moved(self) -> None:
         self._world.advance()
-        self._stir()
+        self._wake_sender()
 
-    def _stir(self) -> None:
+    def _wake_sender(self) -> None:
         loop = self._loop
-        # Who plays something while it stops, plays to nobody.
+        # The loop may be closed already: a statement may be added while the sandbox stops.
         with suppress(RuntimeError):
             if loop is not None:
                 loop.call_soon_threadsafe(self._wake.set)
@@ -343,5 +341,5 @@ def _key(name: str, value: str | None, invented: str) -> str:
     if value is None:
         return invented
     if not value or not all("!" <= letter <= "~" for letter in value):
-        raise ValueError(f"{name} must be visible ASCII, without blanks: it travels in a header")
+        raise ValueError(f"{name} must be visible ASCII without blanks: it is sent in a header")
     return value

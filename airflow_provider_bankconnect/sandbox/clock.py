@@ -1,4 +1,4 @@
-"""The sandbox's time: the real one, or one that a test moves by hand."""
+"""The sandbox's clocks: the real one, and one that a test moves."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Clock: TypeAlias = Callable[[], datetime]
 
 
 def real_clock() -> datetime:
-    """Give the time of day."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 class SimulatedClock:
-    """A clock that stands still until it is moved: ``Sandbox(clock=SimulatedClock())``, ``box.clock.advance(3600)``.
+    """A clock that a test moves: ``Sandbox(clock=SimulatedClock())``, ``box.clock.advance(3600)``.
 
-    :param start: an aware datetime to begin with; None for now.
+    :param start: an aware datetime to start at; None for now.
     """
 
     def __init__(self, start: datetime | None = None) -> None:
@@ -25,11 +25,11 @@ class SimulatedClock:
         self._listeners: list[Callable[[], None]] = []
 
     def __call__(self) -> datetime:
-        """Give its time."""
+        """Return the simulated time."""
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Move on; what falls due on the way happens now, in its order."""
+        """Move the time forward; what falls due in between happens now, in order."""
         if seconds < 0:
             raise ValueError(f"seconds must not be negative: {seconds}")
         self._now += timedelta(seconds=seconds)
@@ -37,5 +37,5 @@ class SimulatedClock:
             listener()
 
     def on_advance(self, listener: Callable[[], None]) -> None:
-        """Have a function called after each move."""
+        """Call a function after each move."""
         self._listeners.append(listener)

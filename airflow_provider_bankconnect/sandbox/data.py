@@ -1,4 +1,4 @@
-"""Invented customers: accounts, identities and transactions that add up, the same ones for the same seed."""
+"""Invented customers: consistent accounts, identities and transactions, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FIRST_NAMES = ("ASHA", "RAVI", "MEENA", "KIRAN", "FARAH", "JOSEPH")
 
 @dataclass(frozen=True)
 class StatementShape:
-    """What has to be known of a statement to invent it: its id, and how many transactions were asked for."""
+    """What is needed to invent a statement: its id, and the requested number of transactions."""
 
     statement_id: str
     transactions: int | None = None
@@ -38,14 +38,14 @@ def new_id(rng: random.Random) -> str:
 
 
 def count_of(seed: int, shape: StatementShape) -> int:
-    """Tell how many transactions a statement has."""
+    """Return the number of transactions of a statement."""
     if shape.transactions is not None:
         return shape.transactions
     return random.Random(f"{seed}/count/{shape.statement_id}").randint(28, 60)
 
 
 def account_of(seed: int, entity_id: str, statements: Sequence[str], months: Sequence[str]) -> dict[str, Any]:
-    """Invent the one bank account that an entity has."""
+    """Invent the one bank account of an entity."""
     rng = random.Random(f"{seed}/account/{entity_id}")
     return {
         "account_id": new_id(rng),
@@ -60,7 +60,7 @@ def account_of(seed: int, entity_id: str, statements: Sequence[str], months: Seq
 
 
 def identity_of(seed: int, entity_id: str, account: dict[str, Any]) -> dict[str, Any]:
-    """Invent who owns the account."""
+    """Invent the owner of an account."""
     rng = random.Random(f"{seed}/identity/{entity_id}")
     return {
         "account_id": account["account_id"],
@@ -74,18 +74,18 @@ def identity_of(seed: int, entity_id: str, account: dict[str, Any]) -> dict[str,
 def transactions_of(
     seed: int, entity_id: str, account_id: str, shapes: tuple[StatementShape, ...], anchor: datetime
 ) -> dict[str, list[dict[str, Any]]]:
-    """Invent the transactions of each statement: a month each, every balance following from the one before."""
+    """Invent the transactions of each statement: one month each, with balances that add up."""
     balance = random.Random(f"{seed}/opening/{entity_id}").randint(1_000_000, 9_000_000)
     first = (anchor - timedelta(days=30 * _MONTHS_BACK)).replace(hour=0, minute=0, second=0, microsecond=0)
-    told: dict[str, list[dict[str, Any]]] = {}
+    transactions: dict[str, list[dict[str, Any]]] = {}
     for month, shape in enumerate(shapes):
         rng = random.Random(f"{seed}/statement/{shape.statement_id}")
         days = sorted(rng.randrange(30) for _ in range(count_of(seed, shape)))
-        told[shape.statement_id] = rows = []
+        transactions[shape.statement_id] = rows = []
         for number, day in enumerate(days):
             channel, note, category, low, high, credit = _pick(rng, number)
             amount = rng.randint(low, high)
-            # Nobody here is overdrawn: money that is not there comes in instead.
+            # A debit above the balance becomes a credit, so that no account is overdrawn.
             credit = credit or amount > balance
             balance += amount if credit else -amount
             rows.append(
@@ -103,7 +103,7 @@ def transactions_of(
                     "balance": balance / 100,
                 }
             )
-    return told
+    return transactions
 
 
 def _pick(rng: random.Random, number: int) -> tuple[str, str, str, int, int, bool]:
@@ -114,6 +114,6 @@ def _pick(rng: random.Random, number: int) -> tuple[str, str, str, int, int, boo
     )
     if number < len(monthly):
         return monthly[number]
-    if rng.random() < 0.15:  # noqa: PLR2004 - an everyday share of money coming in
+    if rng.random() < 0.15:  # noqa: PLR2004 - the share of incoming transfers
         return (*_INCOMING, True)
     return (*rng.choice(_SPENDING), False)

@@ -1,4 +1,4 @@
-"""Which fault meets which request or webhook: by call, time, count and a seeded roll of the dice."""
+"""Chooses the faults of each request and webhook: by call, time, count and seeded probability."""
 
 from __future__ import annotations
 
@@ -17,79 +17,79 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Set:
+class _Active:
     fault: Fault
     since: datetime
-    dice: random.Random
+    random: random.Random
     used: int = 0
 
 
 class Faults:
-    """The faults that are set, in the order in which they were. Safe to use from any thread.
+    """The faults that are set, oldest first. Safe to use from any thread.
 
-    Each has dice of its own, seeded, so that another fault beside it does not change its day.
+    Each fault has its own seeded random generator, so that other faults do not change its choices.
     """
 
     def __init__(self, clock: Clock, seed: int, faults: Iterable[Fault] = ()) -> None:
         self._clock = clock
         self._seed = seed
         self._lock = threading.Lock()
-        self._set: list[_Set] = []
-        self._ever = 0
+        self._active: list[_Active] = []
+        self._count = 0
         for fault in faults:
             self.add(fault)
 
     def add(self, fault: Fault) -> None:
-        """Set a fault; its seconds count from now."""
+        """Add a fault; its seconds count from now."""
         with self._lock:
-            self._set.append(_Set(fault, self._clock(), random.Random(f"{self._seed}/fault/{self._ever}")))
-            self._ever += 1
+            self._active.append(_Active(fault, self._clock(), random.Random(f"{self._seed}/fault/{self._count}")))
+            self._count += 1
 
     def clear(self) -> None:
-        """Behave again."""
+        """Remove all faults."""
         with self._lock:
-            self._set.clear()
+            self._active.clear()
 
     def now(self) -> list[Fault]:
-        """List what is set and not used up."""
+        """List the faults that are not used up."""
         with self._lock:
-            return [one.fault for one in self._set if not _used_up(one)]
+            return [one.fault for one in self._active if not _used_up(one)]
 
     def for_request(self, call: str) -> list[Fault]:
-        """Choose what befalls one answer: any number of changes, and at most one ending: the first."""
-        if not self._set:
+        """Choose the faults of one answer: any number of changes, and at most one that replaces it, the oldest."""
+        if not self._active:
             return []
         return self._choose(
-            [one for one in self._set if not one.fault.is_for_webhooks and one.fault.call in {"*", call}]
+            [one for one in self._active if not one.fault.is_for_webhooks and one.fault.call in {"*", call}]
         )
 
     def for_webhook(self, *, forged: bool) -> list[Fault]:
-        """Choose what befalls one webhook; a forged one is sent only where a ``forge`` says so."""
-        if not self._set:
+        """Choose the faults of one webhook; a forged one is sent only if a ``forge`` is among them."""
+        if not self._active:
             return []
         return self._choose(
-            [one for one in self._set if one.fault.is_for_webhooks and (one.fault.kind == "forge") == forged]
+            [one for one in self._active if one.fault.is_for_webhooks and (one.fault.kind == "forge") == forged]
         )
 
-    def _choose(self, candidates: list[_Set]) -> list[Fault]:
+    def _choose(self, candidates: list[_Active]) -> list[Fault]:
         chosen: list[Fault] = []
-        ended = False
+        has_ending = False
         with self._lock:
             for one in candidates:
                 ending = one.fault.kind in ENDINGS
-                if _used_up(one) or not self._in_its_time(one) or (ending and ended):
+                if _used_up(one) or not self._is_due(one) or (ending and has_ending):
                     continue
-                if one.fault.probability < 1 and one.dice.random() >= one.fault.probability:
+                if one.fault.probability < 1 and one.random.random() >= one.fault.probability:
                     continue
                 one.used += 1
                 chosen.append(one.fault)
-                ended = ended or ending
+                has_ending = has_ending or ending
         return chosen
 
-    def _in_its_time(self, one: _Set) -> bool:
+    def _is_due(self, one: _Active) -> bool:
         seconds = (self._clock() - one.since).total_seconds()
         return one.fault.after <= seconds and (one.fault.until is None or seconds < one.fault.until)
 
 
-def _used_up(one: _Set) -> bool:
+def _used_up(one: _Active) -> bool:
     return one.fault.times is not None and one.used >= one.fault.times

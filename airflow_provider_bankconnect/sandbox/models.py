@@ -1,4 +1,4 @@
-"""What is told to the sandbox (statements, faults), and what it tells (requests, deliveries, the inbox)."""
+"""The sandbox's inputs (statements, faults) and its records (requests, deliveries, received webhooks)."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ FaultKind = Literal[
     "forge",
 ]
 WEBHOOK_KINDS: Final = ("drop", "duplicate", "late", "reorder", "replay", "forge")
-# These take the place of the answer; the others change it, and several of them may meet in one.
+# These replace the answer, at most one of them; the others change it, and several may be applied to one answer.
 ENDINGS: Final = ("status", "reset", "garbage", "half", "redirect")
 
 
-def _number_if_it_is_one(value: object) -> object:
+def _number_or_text(value: object) -> object:
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
-class _Told(BaseModel):
+class _Input(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Statement(_Told):
-    """One statement of a customer, or one failed login, and when it is over.
+class Statement(_Input):
+    """One statement of a customer, or one failed login, and the time of its end.
 
-    Seconds count from the moment it is played: for those given at the start, from the start.
+    Seconds count from the moment at which it is added: for those given at the start, from the start.
     """
 
     link_id: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="as the SDK was given it; left out: a statement that no link can ask for"
+        default=None, description="the link that the SDK was given; left out: a statement without a link"
     )
     entity_id: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="the customer; left out: the link's, or a new one"
@@ -73,25 +73,25 @@ class Statement(_Told):
         default=None, description="left out: a new one; '' with progress failed: a login that failed before any upload"
     )
     mode: Literal["online", "pdf"] = Field(default="online", description="net banking, or a manual upload")
-    after: float = Field(default=0.0, description="seconds until it is over; negative: it was over that long ago")
+    after: float = Field(default=0.0, description="seconds until it ends; negative: it ended that long ago")
     progress: Literal["completed", "failed"] = Field(default="completed", description="how it ends")
-    reason: str | None = Field(default=None, description="the vendor's words for a failure; left out: some")
+    reason: str | None = Field(default=None, description="the vendor's reason of a failure; left out: a default")
     begins: float | None = Field(
         default=None,
-        description="seconds until it shows as processing; left out: at once. For a statement that is run again",
+        description="seconds until it is processing; left out: 0. For a statement that is processed a second time",
     )
     processing_as: Literal["processing", "null"] = Field(
-        default="processing", description="its status in `progress` while it is going"
+        default="processing", description="its status in `progress` while it is processing"
     )
     later: dict[Analysis, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="analyses that are done so many seconds after the statement itself"
+        default_factory=dict, description="analyses that complete this many seconds after the statement itself"
     )
     transactions: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="how many it has; left out: a few dozen, by the seed"
+        default=None, description="how many it has; left out: a few dozen, from the seed"
     )
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Statement:
+    def _is_consistent(self) -> Statement:
         if self.statement_id == "" and (self.progress, self.mode) != ("failed", "online"):
             raise ValueError("a blank statement_id is a failed login: it needs progress 'failed' and mode 'online'")
         if self.begins is not None and self.begins > self.after:
@@ -99,25 +99,25 @@ class Statement(_Told):
         return self
 
 
-class Fault(_Told):
-    """One way to misbehave: in what, when, how often. Seconds count from the moment it is set.
+class Fault(_Input):
+    """One fault: what it does, to which call, when and how often. Seconds count from the moment at which it is added.
 
     Request kinds: ``status``, ``delay``, ``reset``, ``garbage``, ``half``, ``redirect``, ``stale``, ``shuffle``,
     ``extra``. Webhook kinds: ``drop``, ``duplicate``, ``late``, ``reorder``, ``replay``, ``forge``.
     """
 
-    kind: FaultKind = Field(description="what happens")
+    kind: FaultKind = Field(description="what it does")
     call: FaultCall = Field(default="*", description="to which call; '*' is any. Webhook kinds: '*' or 'webhook'")
-    times: Annotated[int, Field(ge=1)] | None = Field(default=None, description="how often at most; left out: for ever")
+    times: Annotated[int, Field(ge=1)] | None = Field(default=None, description="how often at most; left out: no limit")
     probability: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="how likely, each time")
-    after: Annotated[float, Field(ge=0)] = Field(default=0.0, description="not in the first so many seconds")
-    until: Annotated[float, Field(gt=0)] | None = Field(default=None, description="and no longer after so many")
+    after: Annotated[float, Field(ge=0)] = Field(default=0.0, description="seconds until it begins")
+    until: Annotated[float, Field(gt=0)] | None = Field(default=None, description="seconds until it ends")
     status: Annotated[int, Field(ge=200, le=599)] = Field(default=503, description="for status")
-    retry_after: Annotated[float | str | None, BeforeValidator(_number_if_it_is_one)] = Field(
-        default=None, description="for status: seconds, or any text as it stands"
+    retry_after: Annotated[float | str | None, BeforeValidator(_number_or_text)] = Field(
+        default=None, description="for status: seconds, or any text, sent unchanged"
     )
     retry_after_form: Literal["seconds", "date"] = Field(
-        default="seconds", description="write those seconds as an HTTP date"
+        default="seconds", description="whether those seconds are sent as an HTTP date"
     )
     body: str | None = Field(default=None, description="for status and garbage: this body")
     content_type: str | None = Field(default=None, description="of that body; left out: guessed from it")
@@ -126,15 +126,15 @@ class Fault(_Told):
 
     @property
     def is_for_webhooks(self) -> bool:
-        """Whether it is the webhooks that misbehave, and not the answers."""
+        """Whether the fault applies to webhooks and not to answers."""
         return self.kind in WEBHOOK_KINDS
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Fault:
+    def _is_consistent(self) -> Fault:
         if self.is_for_webhooks and self.call not in {"*", "webhook"}:
-            raise ValueError(f"{self.kind} is about webhooks: call must be 'webhook' or left out, not {self.call!r}")
+            raise ValueError(f"{self.kind} is for webhooks: call must be 'webhook' or left out, not {self.call!r}")
         if not self.is_for_webhooks and self.call == "webhook":
-            raise ValueError(f"{self.kind} is about answers: for webhooks there are {', '.join(WEBHOOK_KINDS)}")
+            raise ValueError(f"{self.kind} is for answers; the kinds for webhooks are {', '.join(WEBHOOK_KINDS)}")
         if self.until is not None and self.until <= self.after:
             raise ValueError(f"until ({self.until:g}) must come later than after ({self.after:g})")
         return self
@@ -142,7 +142,7 @@ class Fault(_Told):
 
 @dataclass(slots=True)
 class Record:
-    """One request to the vendor's API. ``status`` is None while it is unanswered, and after a reset."""
+    """One request to the mock API. ``status`` is None before the answer and after a reset."""
 
     call: str
     method: str
@@ -158,7 +158,7 @@ class Record:
 
 @dataclass(slots=True)
 class Delivery:
-    """One webhook that was sent. ``status`` is the receiver's answer, if there was one."""
+    """One webhook that was sent. ``status`` is that of the endpoint's answer, or None."""
 
     url: str
     body: dict[str, object]
@@ -169,7 +169,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One webhook that the sandbox's own inbox took; ``body`` is its JSON."""
+    """One webhook that the sandbox's own inbox received; ``body`` is its JSON."""
 
     body: object
     at: float

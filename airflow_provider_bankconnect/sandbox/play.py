@@ -1,4 +1,4 @@
-"""What to play, from a TOML file or the command line, read into statements and faults, or an error that helps."""
+"""Reads statements and faults from a TOML file or from command line options."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _TABLES: Final[dict[str, type[BaseModel]]] = {"statement": Statement, "fault": F
 
 
 class PlayError(ValueError):
-    """What was asked to be played cannot be read; says where, what was found, and what would do."""
+    """A statement or fault is invalid; the message names the place, the value and what is allowed."""
 
 
 def read_file(path: Path) -> tuple[list[Statement], list[Fault]]:
-    """Read a play from a TOML file with ``[[statement]]`` and ``[[fault]]`` tables.
+    """Read a TOML file with ``[[statement]]`` and ``[[fault]]`` tables.
 
     :raises PlayError: names the file, the table, the field, its value and what is allowed.
     """
@@ -76,19 +76,19 @@ def read_fault(text: str) -> Fault:
 
 
 def with_full_names(row: object) -> object:
-    """Let ``link``, ``entity`` and ``statement`` stand for the ids."""
+    """Replace the short names ``link``, ``entity`` and ``statement`` by those of the ids."""
     return {_SHORT.get(name, name): value for name, value in row.items()} if isinstance(row, dict) else row
 
 
 def in_words(error: ValidationError) -> str:
-    """Say what is wrong in one line: field, value, what is allowed."""
+    """Return one line that names each wrong field, its value and what is allowed."""
     return "; ".join(
-        _one(problem["type"], problem["loc"], problem["msg"], problem["input"], error.title)
+        _describe(problem["type"], problem["loc"], problem["msg"], problem["input"], error.title)
         for problem in error.errors(include_url=False)
     )
 
 
-def _one(kind: str, loc: tuple[int | str, ...], message: str, value: object, model: str) -> str:
+def _describe(kind: str, loc: tuple[int | str, ...], message: str, value: object, model: str) -> str:
     field = ".".join(str(part) for part in loc)
     if kind == "extra_forbidden":
         names = [*(Statement if model == "Statement" else Fault).model_fields]
@@ -96,9 +96,9 @@ def _one(kind: str, loc: tuple[int | str, ...], message: str, value: object, mod
         guess = f" (did you mean {close[0]}?)" if close else ""
         return f"{field}: no such field{guess}; allowed: {', '.join(names)}"
     if kind == "missing":
-        return f"{field}: is needed"
-    said = message.removeprefix("Value error, ").removeprefix("Input ")
-    return f"{field}: {value!r}: {said}" if field else said
+        return f"{field}: is required"
+    text = message.removeprefix("Value error, ").removeprefix("Input ")
+    return f"{field}: {value!r}: {text}" if field else text
 
 
 def _pairs(option: str, text: str) -> dict[str, str]:
@@ -106,6 +106,6 @@ def _pairs(option: str, text: str) -> dict[str, str]:
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not equals:
-            raise PlayError(f"{option}: {part!r} is not name=value; several are separated by commas")
+            raise PlayError(f"{option}: {part!r} is not name=value; separate several by commas")
         pairs[name.strip()] = value.strip()
     return pairs

@@ -1,4 +1,4 @@
-"""Sends the webhooks: one POST each, never again, unless a fault says otherwise."""
+"""Sends each webhook with one POST, without retries, except where a fault changes that."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class Sender:
-    """Plays the world's clock and sends what falls due, in the order in which it does."""
+    """Advances the world with the clock, and sends each webhook when it is due."""
 
     def __init__(
         self,
@@ -36,23 +36,23 @@ class Sender:
         faults: Faults,
         *,
         clock: Clock,
-        longest_nap: float,
-        tell: Callable[[str], None],
+        longest_sleep: float,
+        log: Callable[[str], None],
         retries: int = 0,
     ) -> None:
         self.deliveries: list[Delivery] = []
         self._world = world
         self._faults = faults
         self._clock = clock
-        self._longest_nap = longest_nap
-        self._tell = tell
+        self._longest_sleep = longest_sleep
+        self._log = log
         self._retries = retries
-        self._dice = random.Random(f"{world.seed}/replays")
+        self._random = random.Random(f"{world.seed}/replays")
         self._held: list[dict[str, Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, wake: asyncio.Event, stop: asyncio.Event, trust: ssl.SSLContext) -> None:
-        """Send until told to stop; what is under way then is given up."""
+        """Send until ``stop`` is set, then cancel the requests in flight."""
         connector = aiohttp.TCPConnector(ssl=trust, limit=_IN_FLIGHT)
         async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session:
             while not stop.is_set():
@@ -60,9 +60,9 @@ class Sender:
                 pause = self._world.advance()
                 while self._world.hooks_due:
                     self._dispatch(self._world.hooks_due.popleft(), session)
-                nap = self._longest_nap if pause is None else max(0.0, min(pause, self._longest_nap))
+                sleep = self._longest_sleep if pause is None else max(0.0, min(pause, self._longest_sleep))
                 try:
-                    await asyncio.wait_for(wake.wait(), nap)
+                    await asyncio.wait_for(wake.wait(), sleep)
                 except TimeoutError:
                     continue
             for task in self._tasks:
@@ -72,7 +72,7 @@ class Sender:
     def _dispatch(self, hook: Hook, session: aiohttp.ClientSession) -> None:
         if self._world.webhook_url is None:
             if not hook.forged:
-                self._tell("a webhook goes nowhere: no endpoint is registered")
+                self._log("webhook not sent: no endpoint is registered")
             return
         if hook.untouched:
             self._start(session, [hook.body])
@@ -84,19 +84,19 @@ class Sender:
             return
         if "drop" in faults:
             self.deliveries.append(Delivery(self._world.webhook_url, hook.body, time.monotonic(), "dropped"))
-            self._tell("webhook dropped on the way")
+            self._log("webhook dropped by a fault")
         elif "late" in faults:
-            self._again_in(faults["late"].seconds, lambda: [hook.body])
+            self._send_in(faults["late"].seconds, lambda: [hook.body])
         elif "reorder" in faults:
             self._held.append(hook.body)
-            self._again_in(faults["reorder"].seconds, self._take_held)
+            self._send_in(faults["reorder"].seconds, self._take_held)
         else:
             bodies = [hook.body] * (2 if "duplicate" in faults else 1) + self._take_held()
             if "replay" in faults:
-                bodies.append(self._dice.choice([one.body for one in self.deliveries] or [hook.body]))
+                bodies.append(self._random.choice([one.body for one in self.deliveries] or [hook.body]))
             self._start(session, bodies)
 
-    def _again_in(self, seconds: float, bodies: Callable[[], list[dict[str, Any]]]) -> None:
+    def _send_in(self, seconds: float, bodies: Callable[[], list[dict[str, Any]]]) -> None:
         def send() -> None:
             self._world.hooks_due.extend(Hook(body, untouched=True) for body in bodies())
             self._world.on_change()
@@ -122,22 +122,20 @@ class Sender:
                 await self._send(session, body, note)
 
     async def _send(self, session: aiohttp.ClientSession, body: dict[str, Any], note: str) -> bool:
-        """Send once; say whether there was an answer."""
+        """Send once, and return whether there was an answer."""
         delivery = Delivery(self._world.webhook_url or "", body, time.monotonic())
         self.deliveries.append(delivery)
-        # Only the host is told: a receiver's path may carry its token.
+        # Only the host is logged: an endpoint's path may hold its token.
         where = f"{note} webhook to {urlsplit(delivery.url).netloc.rpartition('@')[2]}".strip()
         try:
             async with session.post(delivery.url, json=body, allow_redirects=False) as answer:
                 delivery.status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             delivery.outcome = "unreachable"
-            self._tell(
-                f"{where}: no answer ({type(error).__name__}){'' if self._retries else '; it is not sent again'}"
-            )
+            self._log(f"{where}: no answer ({type(error).__name__}){'' if self._retries else '; it is not sent again'}")
             return False
         else:
             delivery.outcome = "delivered" if delivery.status == _OK else "refused"
             again = "" if delivery.status == _OK else ", which is not 200; it is not sent again"
-            self._tell(f"{where}: answered {delivery.status}{again}")
+            self._log(f"{where}: answered {delivery.status}{again}")
         return True

@@ -1,6 +1,6 @@
-"""The bytes: TLS on loopback, each TCP connection counted, and within reach of those who want to break it."""
+"""The server below HTTP: TLS, certificates and TCP connections, which faults can break."""
 
-# ruff: noqa: D102 - asyncio.Protocol says what its methods are for
+# ruff: noqa: D102 - asyncio.Protocol documents its methods
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BACKLOG: Final = 2048
 
 
 class Certificate:
-    """A certificate authority for one run, and a certificate of its own for this machine."""
+    """A certificate authority for one run, and its certificate for this machine."""
 
     def __init__(self, host: str) -> None:
         self._authority = trustme.CA(organization_name="BankConnect sandbox")
@@ -33,34 +33,34 @@ class Certificate:
         self._own = self._authority.issue_cert(*_LOOPBACK, *extra)
 
     def write(self, path: Path) -> None:
-        """Write what a client has to trust, as PEM."""
+        """Write the authority's certificate, which a client must trust, as PEM."""
         self._authority.cert_pem.write_to_path(str(path))
 
     def for_server(self) -> ssl.SSLContext:
-        """Give the context to serve with."""
+        """Return the server's TLS context."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._own.configure_cert(context)
         return context
 
     def issue(self, certificate: Path, key: Path) -> None:
-        """Write a certificate, with its authority's behind it, and its key, for another server on this machine."""
+        """Write a certificate, followed by the authority's, and its key, for another server on this machine."""
         issued = self._authority.issue_cert(*_LOOPBACK)
         issued.private_key_pem.write_to_path(str(key))
-        # Airflow 3.2 trusts what is in the server's own file, and has no setting for an authority.
+        # Airflow 3.2 trusts only the server's own certificate file, and has no setting for an authority.
         for number, blob in enumerate([*issued.cert_chain_pems, self._authority.cert_pem]):
             blob.write_to_path(str(certificate), append=number > 0)
 
     def for_client(self) -> ssl.SSLContext:
-        """Give the context to send webhooks with: trusts this sandbox and whom the machine trusts."""
+        """Return the TLS context for sending webhooks: it trusts this authority and the system's."""
         context = ssl.create_default_context()
         self._authority.configure_trust(context)
         return context
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Open the listening sockets: for localhost on both loopbacks, where there are two.
+    """Open the listening sockets: for localhost on both loopback addresses, if the machine has both.
 
-    :raises OSError: the port is taken, or the host is not of this machine.
+    :raises OSError: the port is in use, or the host is no address of this machine.
     """
     first = _bind("127.0.0.1" if host == "localhost" else host, port)
     if host != "localhost":
@@ -68,7 +68,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     try:
         return [first, _bind("::1", first.getsockname()[1])]
     except OSError as error:
-        # No IPv6 here, or a port that was free by chance is not free there: IPv4 will do. One that was chosen is taken.
+        # IPv4 alone is enough without IPv6, or if a random port is in use there; a chosen port must be free on both.
         if port and error.errno == errno.EADDRINUSE:
             first.close()
             raise
@@ -81,28 +81,28 @@ def _bind(address: str, port: int) -> socket.socket:
 
 
 class Wire(asyncio.Protocol):
-    """One TCP connection, in front of uvicorn's own HTTP protocol, whichever of them is installed."""
+    """One TCP connection, in front of uvicorn's HTTP protocol."""
 
     def __init__(self, server: WireServer) -> None:
         self._server = server
         self._http = server.make_http(self)
-        # The access log is a global logger: a server beside this one, in the same process, may be using it.
+        # The access log is a global logger, which another uvicorn in this process may use.
         self._http.access_log = False
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.Event()
         self.number = 0
 
     def reset(self) -> None:
-        """Break the connection as a crash does: a TCP reset, and no goodbye from TLS."""
-        # The client may have left by itself: then there is no socket any more.
+        """Break the connection with a TCP reset, without a TLS close."""
+        # After the client has disconnected there is no socket any more.
         if self._transport is not None and not self.lost.is_set():
             sock = self._transport.get_extra_info("socket")
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
 
-    async def hang_up(self) -> None:
-        """Send what is still to be sent, then close without caring whether the peer says goodbye."""
+    async def close(self) -> None:
+        """Send what is buffered, then close, even if the peer does not answer the TLS close."""
         if self._transport is not None:
             self._transport.close()
             with suppress(TimeoutError):
@@ -116,8 +116,8 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # that is what a protocol of streams is given
-        # uvicorn writes head and body apart: with Nagle's algorithm the body would wait 40 ms for the head's receipt.
+        self._transport = transport  # type: ignore[assignment]  # a stream protocol always gets a Transport
+        # uvicorn writes head and body separately; with Nagle's algorithm the body would wait 40 ms for an ACK.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server.accepted += 1
         self.number = self._server.accepted
@@ -144,7 +144,7 @@ class Wire(asyncio.Protocol):
 
 
 class WireServer:
-    """Serves an ASGI app over TLS with uvicorn's HTTP; ``uvicorn.Server`` hides the connections that we must break.
+    """Serves an ASGI app over TLS with uvicorn's HTTP protocol; ``uvicorn.Server`` gives no access to connections.
 
     The app finds its connection in ``scope["state"]["wire"]``.
     """
@@ -166,16 +166,16 @@ class WireServer:
         self._servers: list[asyncio.Server] = []
 
     async def start(self, sockets: list[socket.socket], context: ssl.SSLContext) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         loop = asyncio.get_running_loop()
-        # asyncio would wait half a minute for the goodbye of a client that does not look.
+        # asyncio's default is to wait 30 seconds for a client to answer the TLS close.
         secured: Any = {"ssl": context, "ssl_shutdown_timeout": 1.0, "backlog": _BACKLOG}
         for sock in sockets:
             server = await loop.create_server(lambda: Wire(self), sock=sock, **secured)
             self._servers.append(server)
 
     async def stop(self) -> None:
-        """Close everything, at once: a client that keeps its connection does not keep us."""
+        """Close all connections at once."""
         for server in self._servers:
             server.close()
         for wire in list(self.open):
@@ -185,7 +185,7 @@ class WireServer:
         if self._state.tasks:
             await asyncio.wait(list(self._state.tasks), timeout=1.0)
 
-    def make_http(self, wire: Wire) -> Any:  # noqa: ANN401 - one of several, none of them public
-        """Make uvicorn's protocol for one connection."""
+    def make_http(self, wire: Wire) -> Any:  # noqa: ANN401 - uvicorn has several such classes, none of them public
+        """Make uvicorn's HTTP protocol for one connection."""
         make: Callable[..., Any] = self._config.http_protocol_class
         return make(config=self._config, server_state=self._state, app_state={"wire": wire})

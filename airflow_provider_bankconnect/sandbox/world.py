@@ -1,7 +1,6 @@
-"""The vendor's own state: customers on a timeline, the two ledgers, the registered endpoint.
+"""The mock server's state: the timeline, the payload history, the progress and the registered endpoint. No HTTP.
 
-Everything that falls due happens on the next call of :meth:`World.advance`, in its order, whoever calls it: a request,
-the webhook sender, or a test. No HTTP here.
+Whatever is due happens, in order, in the next call of :meth:`World.advance`: by a request, the sender or a test.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, order=True)
 class _Kept:
-    """One row of the history; rows of the same second lie in the order in which they came."""
+    """One row of the history; rows of the same second keep their order of arrival."""
 
     stamp: datetime
     number: int
@@ -44,7 +43,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Play:
-    """A statement that was played, its ids given and its seconds turned into times."""
+    """A statement on the timeline, with its ids and its times."""
 
     statement: Statement
     entity_id: str
@@ -62,12 +61,12 @@ class _Entity:
     entity_id: str
     link_id: str | None
     plays: list[_Play] = field(default_factory=list)
-    snapshots: dict[str, list[tuple[datetime, list[Row]]]] = field(default_factory=dict)
+    fixed_progress: dict[str, list[tuple[datetime, list[Row]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Hook:
-    """A webhook that is due to be sent. A ``forged`` one lies: a fault is to decide whether it is sent at all."""
+    """A webhook that is due. A ``forged`` one is sent only by a fault; an ``untouched`` one is subject to no fault."""
 
     body: Row
     forged: bool = False
@@ -75,7 +74,7 @@ class Hook:
 
 
 class World:
-    """What BankConnect knows. Safe to use from any thread."""
+    """The records of the mock server. Safe to use from any thread."""
 
     def __init__(self, *, clock: Clock, seed: int, timezone: str, omits_unsent: bool, tell: Listener) -> None:
         self.zone = _zone(timezone)
@@ -86,7 +85,7 @@ class World:
         self.on_change: Callable[[], None] = lambda: None
         self._clock = clock
         self._omits_unsent = omits_unsent
-        self._tell = tell
+        self._log = tell
         self._lock = threading.RLock()
         self._ids = random.Random(f"{seed}/ids")
         self._numbers = itertools.count()
@@ -96,34 +95,34 @@ class World:
         self._history: dict[str, list[_Kept]] = {}
         self._anchor = clock()
 
-    # Telling it what happens
+    # Changes
 
     def play(self, statement: Statement) -> Statement:
-        """Put a statement on the timeline; gives it back with all its ids."""
+        """Add a statement to the timeline, and return it with all its ids."""
         with self._lock:
             now = self._clock()
-            told = self._with_ids(statement)
+            full = self._with_ids(statement)
             play = _Play(
-                told,
-                told.entity_id or "",
-                told.statement_id or "",
-                begins=now + timedelta(seconds=min(told.after, told.begins or 0.0)),
-                ends=now + timedelta(seconds=told.after),
+                full,
+                full.entity_id or "",
+                full.statement_id or "",
+                begins=now + timedelta(seconds=min(full.after, full.begins or 0.0)),
+                ends=now + timedelta(seconds=full.after),
             )
-            entity = self._entity(play.entity_id, told.link_id)
+            entity = self._entity(play.entity_id, full.link_id)
             if play.statement_id:
                 entity.plays.append(play)
-            if told.after < 0:
+            if full.after < 0:
                 self._keep(play)
             else:
                 self.at(play.begins, lambda: self._begin(play))
                 self.at(play.ends, lambda: self._end(play))
         self.advance()
         self.on_change()
-        return told
+        return full
 
     def payload(self, row: Row, *, filed_under: str | None, date_time: datetime | str | None) -> None:
-        """Put a raw row into the history of a link."""
+        """Add a raw row to the history of a link."""
         with self._lock:
             now = self._clock()
             stamp = date_time if isinstance(date_time, datetime) else now
@@ -136,72 +135,72 @@ class World:
             self._file(filed_under, stamp, now, {**row, "date_time": text})
 
     def progress(self, entity_id: str, items: Sequence[Row], analysis: str) -> None:
-        """Set what an analysis answers as its progress from now on."""
+        """Set the progress of an analysis from now on."""
         with self._lock:
-            versions = self._entity(entity_id, None).snapshots.setdefault(analysis, [])
+            versions = self._entity(entity_id, None).fixed_progress.setdefault(analysis, [])
             versions.append((self._clock(), [dict(item) for item in items]))
 
     def register(self, url: str, mode: int) -> None:
-        """Take the account's one endpoint."""
+        """Register the account's one endpoint."""
         with self._lock:
             self.advance()
             self.webhook_url, self.webhook_mode = url, mode
 
-    def ring(self, body: Row) -> None:
-        """Send a webhook of one's own making; no fault touches it."""
+    def webhook(self, body: Row) -> None:
+        """Send a webhook with this body, without faults."""
         self.hooks_due.append(Hook(dict(body), untouched=True))
         self.on_change()
 
     # Time
 
     def at(self, when: datetime, action: Callable[[], None]) -> None:
-        """Have something happen at a time."""
+        """Schedule an action."""
         with self._lock:
             heapq.heappush(self._agenda, (when, next(self._numbers), action))
 
     def advance(self) -> float | None:
-        """Let everything happen that is due; gives the seconds until the next thing, or None."""
+        """Run all actions that are due, and return the seconds until the next one, or None."""
         with self._lock:
             now = self._clock()
             while self._agenda and self._agenda[0][0] <= now:
                 heapq.heappop(self._agenda)[2]()
             return (self._agenda[0][0] - now).total_seconds() if self._agenda else None
 
-    # What it answers; ``ago`` looks back
+    # Answers; ``ago`` is the age of a stale answer in seconds
 
     def history(self, link_id: str | None, ago: float = 0.0) -> list[Row]:
-        """Rows of a link, newest first. Without a link: everybody's, for the vendor is silent about that."""
+        """Return the rows of a link, newest first. Without a link: of all links; BankConnect does not document it."""
         with self._lock:
             self.advance()
             if link_id:
                 kept = self._history.get(link_id, [])
             else:
                 kept = sorted(itertools.chain.from_iterable(self._history.values()))
-            seen = self._clock() - timedelta(seconds=ago)
-            return [one.row for one in reversed(kept) if one.visible <= seen]
+            moment = self._clock() - timedelta(seconds=ago)
+            return [one.row for one in reversed(kept) if one.visible <= moment]
 
     def knows_link(self, link_id: str) -> bool:
-        """Whether anything was ever said of a link."""
+        """Return whether the link has an entity or a row."""
         return link_id in self._links or link_id in self._history
 
     def analysis(self, entity_id: str, analysis: str, account_id: str | None, ago: float = 0.0) -> Row | None:
-        """Give the whole answer of one analysis, or None for an unknown entity."""
+        """Return the whole answer of one analysis, or None for an unknown entity."""
         with self._lock:
             self.advance()
             entity = self._entities.get(entity_id)
             if entity is None:
                 return None
-            items = self._snapshot(entity, analysis, self._clock() - timedelta(seconds=ago))
-        return self._frame(entity, analysis, items, account_id)
+            items = self._progress_items(entity, analysis, self._clock() - timedelta(seconds=ago))
+        return self._answer(entity, analysis, items, account_id)
 
     def entities(self, link_id: str | None) -> list[Row]:
-        """Give all entities, or those of a link."""
+        """Return all entities, or those of a link."""
         with self._lock:
             found = self._entities.values() if link_id is None else self._links.get(link_id, [])
             return [_entity_row(entity) for entity in found]
 
     def entity(self, entity_id: str) -> Row | None:
-        """Give one entity, or None."""
+        """Return one entity, or None."""
         entity = self._entities.get(entity_id)
         return None if entity is None else _entity_row(entity)
 
@@ -239,19 +238,19 @@ class World:
         self.on_change()
 
     def _end(self, play: _Play) -> None:
-        told = play.statement
-        who = f"link {told.link_id!r}" if told.link_id else f"entity {play.entity_id!r}"
+        statement = play.statement
+        who = f"link {statement.link_id!r}" if statement.link_id else f"entity {play.entity_id!r}"
         what = f"statement {play.statement_id!r}" if play.statement_id else "login"
-        why = f" ({told.reason})" if told.reason else ""
-        silent = None
+        reason = f" ({statement.reason})" if statement.reason else ""
+        unsent = None
         if self.webhook_url is None:
-            silent = "no endpoint is registered"
-        elif told.mode == "pdf" and self.webhook_mode != 1:
-            silent = f"webhook_mode {self.webhook_mode} silences manual uploads"
-        self._tell(f"{who}: {what} {told.progress}{why}" + (f"; no webhook: {silent}" if silent else ""))
-        if silent is None:
+            unsent = "no endpoint is registered"
+        elif statement.mode == "pdf" and self.webhook_mode != 1:
+            unsent = f"webhook_mode {self.webhook_mode} suppresses those of manual uploads"
+        self._log(f"{who}: {what} {statement.progress}{reason}" + (f"; no webhook: {unsent}" if unsent else ""))
+        if unsent is None:
             self.hooks_due.append(Hook(_body(play)))
-        if silent is None or not self._omits_unsent:
+        if unsent is None or not self._omits_unsent:
             self._keep(play)
         self.on_change()
 
@@ -267,59 +266,59 @@ class World:
     def _written(self, when: datetime) -> str:
         return when.astimezone(self.zone).strftime(DATE_TIME)
 
-    def _snapshot(self, entity: _Entity, analysis: str, seen: datetime) -> list[Row]:
-        for since, items in reversed(entity.snapshots.get(analysis, [])):
-            if since <= seen:
+    def _progress_items(self, entity: _Entity, analysis: str, now: datetime) -> list[Row]:
+        for since, items in reversed(entity.fixed_progress.get(analysis, [])):
+            if since <= now:
                 return items
         newest: dict[str, tuple[datetime, _Play, bool]] = {}
         for play in entity.plays:
             ends = play.ends_for(analysis)
-            for moment, over in ((play.begins, False), (ends, True)):
+            for moment, ended in ((play.begins, False), (ends, True)):
                 known = newest.get(play.statement_id)
-                if moment <= seen and (known is None or known[0] <= moment):
-                    newest[play.statement_id] = (moment, play, over)
-        return [_item(play, over=over) for _, play, over in newest.values()]
+                if moment <= now and (known is None or known[0] <= moment):
+                    newest[play.statement_id] = (moment, play, ended)
+        return [_item(play, ended=ended) for _, play, ended in newest.values()]
 
-    def _frame(self, entity: _Entity, analysis: str, items: list[Row], account_id: str | None) -> Row:
-        frame: Row = {"entity_id": entity.entity_id, "progress": items, "accounts": []}
-        frame["fraud"] = {"fraudulent_statements": [], "fraud_type": []}
+    def _answer(self, entity: _Entity, analysis: str, items: list[Row], account_id: str | None) -> Row:
+        answer: Row = {"entity_id": entity.entity_id, "progress": items, "accounts": []}
+        answer["fraud"] = {"fraudulent_statements": [], "fraud_type": []}
         shapes, done = [], []
         for item in items:
             statement_id = str(item.get("statement_id"))
-            asked = (play.statement.transactions for play in entity.plays if play.statement_id == statement_id)
-            shapes.append(StatementShape(statement_id, next(asked, None)))
+            counts = (play.statement.transactions for play in entity.plays if play.statement_id == statement_id)
+            shapes.append(StatementShape(statement_id, next(counts, None)))
             if item.get("status") == "completed":
                 done.append(statement_id)
         account = account_of(self.seed, entity.entity_id, done, [])
-        ours = bool(done) and account_id in {None, account["account_id"]}
+        has_account = bool(done) and account_id in {None, account["account_id"]}
         months: dict[str, list[Row]] = {}
-        if ours:
+        if has_account:
             months = transactions_of(self.seed, entity.entity_id, account["account_id"], tuple(shapes), self._anchor)
         rows = [row for statement_id in done for row in months.get(statement_id, [])]
-        if ours:
-            frame["accounts"] = [{**account, "months": sorted({str(row["date"])[:7] for row in rows})}]
+        if has_account:
+            answer["accounts"] = [{**account, "months": sorted({str(row["date"])[:7] for row in rows})}]
         match analysis:
             case "transactions":
-                frame["transactions"] = rows
+                answer["transactions"] = rows
             case "identity":
-                frame["identity"] = [identity_of(self.seed, entity.entity_id, account)] if ours else []
+                answer["identity"] = [identity_of(self.seed, entity.entity_id, account)] if has_account else []
             case "salary":
-                frame["transactions"] = [row for row in rows if row["category"] == "Salary"]
+                answer["transactions"] = [row for row in rows if row["category"] == "Salary"]
             case "lender_transactions":
-                frame["transactions"] = [row for row in rows if row["category"] == "Loan"]
+                answer["transactions"] = [row for row in rows if row["category"] == "Loan"]
             case "recurring_transactions":
-                frame["transactions"] = {
+                answer["transactions"] = {
                     "credit_transactions": [row for row in rows if row["category"] == "Salary"],
                     "debit_transactions": [row for row in rows if row["category"] in {"Rent", "Loan"}],
                 }
-        return frame
+        return answer
 
 
 def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, ZoneInfoNotFoundError):
-        raise ValueError(f"timezone: {name!r} is not known; an IANA name is wanted, such as Asia/Kolkata") from None
+        raise ValueError(f"timezone: {name!r} is unknown; give an IANA name, such as Asia/Kolkata") from None
 
 
 def _body(play: _Play) -> Row:
@@ -332,14 +331,14 @@ def _body(play: _Play) -> Row:
     }
 
 
-def _item(play: _Play, *, over: bool) -> Row:
-    told = play.statement
-    going = None if told.processing_as == "null" else "processing"
+def _item(play: _Play, *, ended: bool) -> Row:
+    statement = play.statement
+    processing = None if statement.processing_as == "null" else "processing"
     return {
-        "status": told.progress if over else going,
+        "status": statement.progress if ended else processing,
         "statement_id": play.statement_id,
-        "source": told.mode,
-        "message": (told.reason or None) if over else None,
+        "source": statement.mode,
+        "message": (statement.reason or None) if ended else None,
     }
 
 

@@ -1,8 +1,9 @@
-"""Gates: tasks that let those behind them run only when BankConnect's own records say so."""
+"""Gates: tasks that let the tasks after them run only when BankConnect's own records say so."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import random
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
@@ -16,72 +17,58 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.explain import in_short
 from airflow_provider_bankconnect.gate import (
     Expectation,
-    Gate,
     HistoryGate,
     ProgressGate,
-    Verdict,
     check_on_failed,
     is_literal,
 )
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import is_on
-from airflow_provider_bankconnect.receiver.client import DoorbellError, tell_receiver
+from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
 from airflow_provider_bankconnect.triggers.bankconnect import (
-    MIN_INTERVAL,
     BankConnectProgressTrigger,
     BankConnectWebhookPayloadTrigger,
-    NotFounds,
-    Streak,
-    is_final,
+    log_lines,
 )
+from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
     from airflow.triggers.base import BaseTrigger
 
-Rows: TypeAlias = list[dict[str, str | None]]
+    from airflow_provider_bankconnect.api import Analysis
+    from airflow_provider_bankconnect.gate import Gate, OnFailed
 
-# Airflow's own deferral timeout stands this far behind ours, for a trigger that is no longer there to keep it.
+Rows: TypeAlias = list[dict[str, str | None]]
+# An id as text or number, or the result of an upstream task.
+Id: TypeAlias = "str | int | XComArg"
+
+# Airflow's own deferral timeout: it ends a wait whose trigger is gone.
 _BACKSTOP: Final = timedelta(minutes=2)
-# A webhook may be so much later than the ledger's own record, and is not missing yet.
-_WEBHOOK_TRAVELS: Final = timedelta(seconds=10)
+# A webhook may arrive this much later than BankConnect's own record shows the statement.
+_WEBHOOK_DELAY: Final = timedelta(seconds=10)
 _CHECK_SECONDS: Final = 5.0
 
 
 class BankConnectWaitError(api.BankConnectError):
-    """A deferred wait came back with nothing that a gate may open on."""
-
-
-@dataclass
-class _Wait:
-    """How far a wait on the worker has come."""
-
-    hook: BankConnectHook
-    streak: Streak
-    not_founds: NotFounds
-    started: datetime
-    is_new: bool
-    not_before: datetime = field(default_factory=lambda: datetime.now(UTC))
-    hold_until: datetime = field(default_factory=lambda: datetime.now(UTC))
-    looks: int = 0
-    seen: str = "no answer yet"
+    """A deferred wait returned an event that no gate may pass on."""
 
 
 class _BankConnectSensor(BaseSensorOperator):
-    """What the gates have in common: when they look, and what becomes of what they see."""
+    """What the gates have in common: they execute the actions of a :class:`~airflow_provider_bankconnect.wait.Wait`."""
 
     ui_color = "#d8e6f3"
-    _wait: _Wait | None = None
+    _wait: Wait | None = None
+    _hook: BankConnectHook
 
     def __init__(
         self,
         *,
-        on_failed: str = "fail",
+        on_failed: OnFailed = "fail",
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
@@ -90,188 +77,194 @@ class _BankConnectSensor(BaseSensorOperator):
         self.on_failed = on_failed
         self.bankconnect_conn_id = bankconnect_conn_id
         self.deferrable = deferrable
+        if not isinstance(deferrable, bool):
+            raise ValueError(f"deferrable must be True or False, not {deferrable!r}")
+        if self.poke_interval <= 0:
+            raise ValueError(f"poke_interval must be more than 0 seconds, not {self.poke_interval!r}")
         if is_literal(on_failed):
             check_on_failed(on_failed)
 
     def execute(self, context: Context) -> Any:
-        """Look until the gate opens, or look once and defer."""
+        """Poke until the gate passes, or poke once and defer."""
         with BankConnectHook(self.bankconnect_conn_id, max_retries=0) as hook:
-            self._wait = self._begin(hook, context)
+            self._begin(hook, context)
             return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
-        """Look once."""
-        on_failed = check_on_failed(self.on_failed)
-        gate = self._gate()
-        if self._wait is None:
-            self._wait = self._begin(BankConnectHook(self.bankconnect_conn_id, max_retries=0), context)
-        wait = self._wait
-        deadline = wait.started + timedelta(seconds=self.timeout)
-        if datetime.now(UTC) >= wait.not_before and (verdict := self._look(gate, wait)):
-            wait.seen = in_short(gate, verdict)
-            if verdict.ends_wait(on_failed):
-                rows: Rows = [row.as_dict() for row in verdict.rows]
-                self._conclude(verdict.state, rows, verdict.because, started=wait.started, looks=wait.looks)
-                return PokeReturnValue(is_done=True, xcom_value=rows)
-        now = datetime.now(UTC)
-        if now >= deadline:
-            if now >= wait.not_before:
-                self._test_path(wait, last=True)
-            self._time_out(wait.streak.tell(wait.not_founds.tell(wait.seen)), started=wait.started, looks=wait.looks)
-        if self.deferrable:
-            next_look = now + timedelta(seconds=max(self.poke_interval, MIN_INTERVAL))
-            trigger = self._trigger(
-                bankconnect_conn_id=self.bankconnect_conn_id,
-                deadline=deadline,
-                next_look=max(wait.hold_until, next_look),
-                not_before=wait.not_before,
-                poke_interval=self.poke_interval,
-                exponential_backoff=self.exponential_backoff,
-                max_wait=self.max_wait.total_seconds() if isinstance(self.max_wait, timedelta) else self.max_wait,
-                on_failed=on_failed,
-                silent_fail=self.silent_fail,
-                started=wait.started,
-                looks=wait.looks,
-                # Not the verdict's own words: they may be a customer's, and this is kept in the database.
-                seen=wait.streak.last or "pending at the first look",
-            )
-            self.defer(trigger=trigger, method_name="execute_complete", timeout=deadline - now + _BACKSTOP)
-        return False
+        """Poke once; also the last time, when the timeout is reached."""
+        wait = self._wait or self._begin(BankConnectHook(self.bankconnect_conn_id, max_retries=0), context)
+        while True:
+            now = datetime.now(UTC)
+            action = wait.next(now)
+            log_lines(self.log, wait)
+            match action:
+                case End():
+                    return PokeReturnValue(is_done=True, xcom_value=self._finish(action, wait))
+                case TestCall():
+                    wait.tested(self._test_call())
+                case Poke(at=at) if at <= now:
+                    self._poke(wait, now)
+                case Poke(at=at) if now < wait.deadline:
+                    if self.deferrable:
+                        self._defer(wait, now)
+                    return False
+                case Poke(at=at):
+                    # Airflow itself would end the task now, without the last poke.
+                    time.sleep((at - now).total_seconds())
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Rows:  # noqa: ARG002
         """End the deferred wait as the same verdict would have ended it on the worker.
 
-        :raises BankConnectWaitError: the event is None or says what no trigger of ours says.
+        :raises BankConnectWaitError: the event is None, or one that no trigger of this package yields.
         """
         try:
             return self._read_event(event)
         except AirflowSkipException:
             raise
-        # The same two rules that Airflow's own execute() applies to a poke; resume_execution() has others, and they
-        # differ from version to version.
+        # The rules that Airflow's own execute() applies to a poke. Those of resume_execution() differ from version to
+        # version.
         except (AirflowSensorTimeout, AirflowFailException) as error:
             if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(f"Skipped, as soft_fail or never_fail says: {error}") from error
+                raise AirflowSkipException(f"Skipped because of soft_fail or never_fail: {error}") from error
             raise
         except Exception as error:
             if self.never_fail:
-                raise AirflowSkipException(f"Skipped, as never_fail says: {error}") from error
+                raise AirflowSkipException(f"Skipped because of never_fail: {error}") from error
             raise
 
     def _gate_arguments(self) -> dict[str, Any]:
-        """Give the arguments that say what is waited for, the trigger's names for them."""
+        """Return the arguments that say what is waited for, under the trigger's names for them."""
         raise NotImplementedError
 
     def _gate_of(self, **arguments: Any) -> Gate:
         raise NotImplementedError
 
-    def _trigger(self, **pace: Any) -> BaseTrigger:
+    def _trigger(self, **wait: Any) -> BaseTrigger:
         raise NotImplementedError
 
     def _gate(self) -> Gate:
         return self._gate_of(**self._gate_arguments())
 
     def _refuse_known_mistakes(self) -> None:
-        """Fail at parsing where all that matters is known there; templates are judged when they are rendered."""
-        # An id that only the run knows stands in for itself: everything else is judged without it.
+        """Fail at parsing if the mistake is visible there; templates are checked when they are rendered."""
+        # Ids that are known only at run time are replaced, so that the other arguments are checked.
         stand_in = {"link_id": "template", "entity_id": "template"}
         arguments = self._gate_arguments()
         known = {name: value for name, value in arguments.items() if is_literal(value)}
         self._gate_of(**{name: stand_in[name] for name in stand_in.keys() & arguments.keys()} | known)
 
-    def _look(self, gate: Gate, wait: _Wait) -> Verdict | None:
-        """Ask the ledger once. None: no answer to judge, and the wait outlives that."""
-        wait.looks += 1
-        timezone = wait.hook.settings.timezone
-        try:
-            rows: Iterable[Any] = wait.hook.run(gate.ask(timezone))
-            wait.not_founds.end()
-            verdict = gate.judge(rows, datetime.now(UTC))
-        except api.BankConnectNotFoundError as error:
-            wait.not_founds.add()
-            self._test_path(wait)
-            verdict = Verdict("pending", (), str(error))
-        except api.BankConnectError as error:
-            if is_final(error, first_look=wait.is_new and wait.looks == 1) and not self.silent_fail:
-                raise
-            pause = wait.streak.add(error)
-            wait.not_before = datetime.now(UTC) + timedelta(seconds=pause.asked)
-            wait.hold_until = datetime.now(UTC) + timedelta(seconds=max(pause.asked, pause.own))
-            return None
-        wait.streak.end()
-        return verdict
-
-    def _test_path(self, wait: _Wait, *, last: bool = False) -> None:
-        if wait.not_founds.want_test(last=last):
-            try:
-                wait.hook.run(api.probe())
-            except api.BankConnectNotFoundError:
-                wait.not_founds.blame_path()
-            except api.BankConnectError:
-                self.log.info("The test call found out nothing")
-
-    def _begin(self, hook: BankConnectHook, context: Context) -> _Wait:
+    def _begin(self, hook: BankConnectHook, context: Context) -> Wait:
+        now = datetime.now(UTC)
         rescheduled = _first_start(context) if self.reschedule else None
-        started = rescheduled or datetime.now(UTC)
-        return _Wait(hook, Streak(self.log), NotFounds(self.log), started, is_new=rescheduled is None)
+        started = rescheduled or now
+        arguments: WaitArguments = {
+            "deadline": started + timedelta(seconds=self.timeout),
+            "poke_interval": self.poke_interval,
+            "exponential_backoff": self.exponential_backoff,
+            "max_wait": self.max_wait.total_seconds() if isinstance(self.max_wait, timedelta) else self.max_wait,
+            "on_failed": check_on_failed(self.on_failed),
+            "silent_fail": self.silent_fail,
+            "started": started,
+        }
+        self._hook = hook
+        self._wait = Wait(self._gate(), now, arguments, is_new=rescheduled is None)
+        if rescheduled:
+            self._wait.reschedule(now)
+        return self._wait
+
+    def _poke(self, wait: Wait, now: datetime) -> None:
+        wait.begin(now)
+        try:
+            rows: Any = self._hook.run(wait.gate.ask(self._hook.settings.timezone))
+            verdict = wait.gate.judge(rows, datetime.now(UTC))
+        except api.BankConnectError as error:
+            wait.failed(error, datetime.now(UTC), random.random())  # noqa: S311 - spreads load
+        else:
+            wait.judged(verdict, datetime.now(UTC), random.random())  # noqa: S311
+
+    def _test_call(self) -> api.BankConnectError | None:
+        try:
+            self._hook.run(api.probe())
+        except api.BankConnectError as error:
+            return error
+        return None
+
+    def _defer(self, wait: Wait, now: datetime) -> NoReturn:
+        self.defer(
+            trigger=self._trigger(bankconnect_conn_id=self.bankconnect_conn_id, wait=wait.arguments()),
+            method_name="execute_complete",
+            timeout=wait.deadline - now + _BACKSTOP,
+        )
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
     ) -> float:
-        """Hold back as long as the vendor asks; but not beyond the deadline, where the wait ends."""
-        interval = float(super()._get_next_poke_interval(started_at, run_duration, poke_count))
-        hold = (self._wait.hold_until - datetime.now(UTC)).total_seconds() if self._wait else 0.0
-        return max(MIN_INTERVAL, min(max(interval, hold), self.timeout - run_duration()))
+        """Return the seconds until the next poke of the wait."""
+        now = datetime.now(UTC)
+        action = self._wait.next(now) if self._wait else None
+        if not isinstance(action, Poke):
+            return float(super()._get_next_poke_interval(started_at, run_duration, poke_count))
+        return max(0.0, (action.at - now).total_seconds())
+
+    def _finish(self, end: End, wait: Wait) -> Rows:
+        """End the task on the worker."""
+        if end.error is not None:
+            raise end.error
+        if end.status == "timeout":
+            self._time_out(end.because, started=wait.started, pokes=wait.pokes)
+        rows: Rows = [row.as_dict() for row in end.rows]
+        self._conclude(end.status, rows, end.because, started=wait.started, pokes=wait.pokes)
+        return rows
 
     def _read_event(self, event: dict[str, Any] | None) -> Rows:
         check_on_failed(self.on_failed)
-        told = event if isinstance(event, dict) else {}
-        started, looks = _moment(told.get("started")), int(told.get("looks") or 1)
+        fields = event if isinstance(event, dict) else {}
+        started, pokes = _moment(fields.get("started")), int(fields.get("pokes") or 1)
         ends = {"passed"} if self.on_failed == "wait" else {"passed", "failed"}
         match event:
             case {"status": str(state), "rows": [_, *_] as found, "because": str(because)} if state in ends:
                 rows: Rows = list(found)
-                self._conclude(state, rows, because, started=started, looks=looks)
+                self._conclude(state, rows, because, started=started, pokes=pokes)
                 return rows
             case {"status": "timeout", "because": str(because)}:
-                self._time_out(because, started=started, looks=looks)
+                self._time_out(because, started=started, pokes=pokes)
             case {"status": "error", "error": str(name), "because": str(because)}:
                 kind: Any = getattr(api, name, None)
                 known = isinstance(kind, type) and issubclass(kind, api.BankConnectError)
                 raise (kind if known else BankConnectWaitError)(because)
-        said = f"status {event.get('status')!r}" if isinstance(event, dict) else type(event).__name__
-        raise BankConnectWaitError(f"The deferred wait came back with an event that no trigger of ours sends: {said}")
+        got = f"status {event.get('status')!r}" if isinstance(event, dict) else type(event).__name__
+        raise BankConnectWaitError(f"The deferred wait returned an event that no trigger of this package yields: {got}")
 
-    def _conclude(self, state: str, rows: Rows, because: str, *, started: datetime, looks: int) -> None:
-        """Say how the wait has ended, and raise where a failed verdict does not open the gate."""
-        said = ((row["statement_id"] or "an attempt", row["progress"], row["date_time"]) for row in rows)
-        by = ", ".join(" ".join(filter(None, words)) for words in said)
-        self.log.info("%s: %s: %s", self._waited(started, looks), because, by)
-        self._ask_whether_rung(rows)
+    def _conclude(self, state: str, rows: Rows, because: str, *, started: datetime, pokes: int) -> None:
+        """Log how the wait ended, and raise if a failed verdict does not pass the gate."""
+        shown = ((row["statement_id"] or "an attempt", row["progress"], row["date_time"]) for row in rows)
+        by = ", ".join(" ".join(filter(None, words)) for words in shown)
+        self.log.info("%s: %s: %s", self._waited(started, pokes), because, by)
+        self._count_missed_webhooks(rows)
         if state == "failed" and self.on_failed == "fail":
             raise AirflowFailException(f"BankConnect says failed: {because}")
         if state == "failed" and self.on_failed == "skip":
             raise AirflowSkipException(f"BankConnect says failed: {because}")
 
-    def _ask_whether_rung(self, rows: Rows) -> None:
-        """Have a doorbell count what no webhook has announced. Nothing of the wait hangs on that."""
-        settled = datetime.now(UTC) - _WEBHOOK_TRAVELS
+    def _count_missed_webhooks(self, rows: Rows) -> None:
+        """Have the webhook receiver count the statements that no webhook announced. The wait does not depend on it."""
+        settled = datetime.now(UTC) - _WEBHOOK_DELAY
         old = [row for row in rows if row["date_time"] and datetime.fromisoformat(row["date_time"]) < settled]
         try:
             if old and is_on():
-                tell_receiver(self.bankconnect_conn_id, old, "check", timeout=_CHECK_SECONDS)
-        except (DoorbellError, ValueError) as error:
-            self.log.info("Whether webhooks had announced these statements was not to be found out: %s", error)
+                send_to_receiver(self.bankconnect_conn_id, old, "check", timeout=_CHECK_SECONDS)
+        except (WebhookReceiverError, ValueError) as error:
+            self.log.info("Could not check whether webhooks had announced these statements: %s", error)
 
-    def _time_out(self, seen: str, *, started: datetime, looks: int) -> NoReturn:
+    def _time_out(self, seen: str, *, started: datetime, pokes: int) -> NoReturn:
         raise AirflowSensorTimeout(
-            f"{self._waited(started, looks)}, and timed out after {timedelta(seconds=self.timeout)}. Seen last: {seen}"
+            f"{self._waited(started, pokes)}, and timed out after {timedelta(seconds=self.timeout)}. Seen last: {seen}"
         )
 
-    def _waited(self, started: datetime, looks: int) -> str:
+    def _waited(self, started: datetime, pokes: int) -> str:
         waited = timedelta(seconds=round((datetime.now(UTC) - started).total_seconds()))
-        # In reschedule mode each look is a process of its own, and knows of no other.
-        times = "" if self.reschedule and not self.deferrable else f", looked {looks} time{'' if looks == 1 else 's'}"
+        # In reschedule mode each poke is a process of its own, and cannot count the others.
+        times = "" if self.reschedule and not self.deferrable else f", poked {pokes} time{'' if pokes == 1 else 's'}"
         return f"Waited {waited} for {self._gate()}{times}"
 
 
@@ -280,12 +273,12 @@ def _moment(text: object) -> datetime:
 
 
 def _first_start(context: Context) -> datetime | None:
-    """Say when a task that was rescheduled began; None where it was not."""
+    """Return when a rescheduled task began; None if it was not rescheduled."""
     ti: Any = context["ti"]
     if hasattr(ti, "get_first_reschedule_date"):
         first: datetime | None = ti.get_first_reschedule_date(context)
     else:
-        # Airflow 2.11 keeps it to itself.
+        # Airflow 2.11 has no public way.
         from airflow.sensors.base import _orig_start_date  # type: ignore[import-not-found] # noqa: PLC0415
 
         try_number = (ti.max_tries or 0) - (ti.task.retries or 0) + 1
@@ -294,29 +287,29 @@ def _first_start(context: Context) -> datetime | None:
 
 
 class BankConnectWebhookPayloadSensor(_BankConnectSensor):
-    """Waits until a link's payload history holds its completed statements, and returns their rows.
+    """Waits until a link's payload history has its completed statements, and returns their rows.
 
-    The history is BankConnect's own record of the webhooks that it was to send; whether one arrived does not matter.
+    The history is BankConnect's own record of the webhooks of a link; whether a webhook arrived does not matter.
     Source: "Handling cases when your webhook endpoint is down".
 
-    Pushed to XCom is a list of dicts ``{statement_id, entity_id, link_id, progress, reason, date_time}``, newest
-    first; ``date_time`` is ISO 8601 in UTC.
+    Pushes to XCom a list of dicts ``{statement_id, entity_id, link_id, progress, reason, date_time}``, newest first;
+    ``date_time`` is ISO 8601 in UTC.
 
     :param link_id: the link, spelt as the SDK spelt it. (templated)
-    :param entity_id: take only rows of this entity. (templated)
+    :param entity_id: count only rows of this entity. (templated)
     :param statement_id: wait for this statement, or for all of these. (templated)
-    :param since: take only rows from this moment on: a datetime or ISO 8601 text, naive meaning UTC. A link that is
-        used again opens at once on its last run's rows without it. (templated)
-    :param expected_statements: how many completed statements of one entity open the gate. (templated)
+    :param since: count only rows from this time on: a datetime or ISO 8601 text, naive meaning UTC. Without it, a link
+        that is used again passes at once on the rows of its last use. (templated)
+    :param expected_statements: how many completed statements of one entity pass the gate. (templated)
+    :param failure_grace: how old the newest failure must be before the verdict is failed: customers mistype, and try
+        again.
     :param on_failed: what a failed verdict means: ``"fail"`` the task without retries, ``"skip"`` it, ``"wait"`` on,
-        or ``"pass"`` the failed rows on. (templated)
-    :param failure_grace: how old the newest failure has to be before the verdict is failed: customers mistype, and
-        try again.
+        or ``"pass"`` with the failed rows. (templated)
     :param bankconnect_conn_id: the connection with both keys. (templated)
     :param deferrable: wait in the triggerer.
-    :raises BankConnectAuthError: the keys are refused: sent once in a try, and never a skip under ``soft_fail``.
-    :raises BankConnectTimezoneError: a row lies in the future: the connection's ``timezone`` is wrong.
-    :raises ValueError: an argument cannot be meant; names it.
+    :raises BankConnectAuthError: BankConnect refuses the keys: sent once in a try, never a skip under ``soft_fail``.
+    :raises BankConnectTimezoneError: a row is in the future: the connection's ``timezone`` is wrong.
+    :raises ValueError: an argument is invalid; the message names it.
     """
 
     template_fields: Sequence[str] = (
@@ -332,15 +325,18 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
     def __init__(
         self,
         *,
-        link_id: str,
-        entity_id: str | None = None,
-        statement_id: str | list[str] | None = None,
-        since: datetime | str | None = None,
-        expected_statements: int | str = 1,
+        link_id: Id,
+        entity_id: Id | None = None,
+        statement_id: Id | Sequence[Id] | None = None,
+        since: datetime | str | XComArg | None = None,
+        expected_statements: int | str | XComArg = 1,
         failure_grace: timedelta = timedelta(minutes=30),
+        on_failed: OnFailed = "fail",
+        bankconnect_conn_id: str = BankConnectHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(on_failed=on_failed, bankconnect_conn_id=bankconnect_conn_id, deferrable=deferrable, **kwargs)
         self.link_id = link_id
         self.entity_id = entity_id
         self.statement_id = statement_id
@@ -350,32 +346,26 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
         self._refuse_known_mistakes()
 
     def _gate_arguments(self) -> dict[str, Any]:
-        return {
-            "link_id": self.link_id,
-            "entity_id": self.entity_id,
-            "statement_id": self.statement_id,
-            "since": self.since,
-            "expected_statements": self.expected_statements,
-            "failure_grace": self.failure_grace,
-        }
+        names = ("link_id", "entity_id", "statement_id", "since", "expected_statements", "failure_grace")
+        return {name: getattr(self, name) for name in names}
 
     def _gate_of(self, **arguments: Any) -> HistoryGate:
         return HistoryGate(Expectation.parse(**arguments))
 
-    def _trigger(self, **pace: Any) -> BankConnectWebhookPayloadTrigger:
-        return BankConnectWebhookPayloadTrigger(**self._gate_arguments(), **pace)
+    def _trigger(self, **wait: Any) -> BankConnectWebhookPayloadTrigger:
+        return BankConnectWebhookPayloadTrigger(**self._gate_arguments(), **wait)
 
 
 class BankConnectProgressSensor(_BankConnectSensor):
     """Waits until an entity's statements are done in one analysis, and returns their rows.
 
-    Each analysis has a progress of its own: wait for the one that you will read. The answer to ``transactions`` comes
-    with all the transactions at every look; ``accounts`` or ``identity`` are smaller. A failed login never shows here,
-    for nothing was uploaded: that only the link's payload history knows. Source: the ``progress`` field of the
-    vendor's analyses.
+    Each analysis has its own progress: wait for the one that you will read. The answer to ``transactions`` contains all
+    transactions at every poke; ``accounts`` or ``identity`` are smaller. A failed login never shows here, because
+    nothing was uploaded: only the link's payload history has it. Source: the ``progress`` field of the vendor's
+    analyses.
 
-    Pushed to XCom is a list of dicts ``{statement_id, entity_id, link_id, progress, reason, date_time}``; ``link_id``
-    and ``date_time`` are None, for the snapshot has neither.
+    Pushes to XCom a list of dicts ``{statement_id, entity_id, link_id, progress, reason, date_time}``; ``link_id`` and
+    ``date_time`` are None, because progress has neither.
 
     :param entity_id: the entity. (templated)
     :param analysis: ``transactions``, ``accounts``, ``identity``, ``salary``, ``recurring_transactions`` or
@@ -383,11 +373,11 @@ class BankConnectProgressSensor(_BankConnectSensor):
     :param statement_id: wait for this statement, or for all of these. (templated)
     :param expected_statements: how many statements have to be done. (templated)
     :param on_failed: what a failed verdict means: ``"fail"`` the task without retries, ``"skip"`` it, ``"wait"`` on,
-        or ``"pass"`` the failed rows on. (templated)
+        or ``"pass"`` with the failed rows. (templated)
     :param bankconnect_conn_id: the connection with both keys. (templated)
     :param deferrable: wait in the triggerer.
-    :raises BankConnectAuthError: the keys are refused: sent once in a try, and never a skip under ``soft_fail``.
-    :raises ValueError: an argument cannot be meant; names it.
+    :raises BankConnectAuthError: BankConnect refuses the keys: sent once in a try, never a skip under ``soft_fail``.
+    :raises ValueError: an argument is invalid; the message names it.
     """
 
     template_fields: Sequence[str] = (
@@ -402,13 +392,16 @@ class BankConnectProgressSensor(_BankConnectSensor):
     def __init__(
         self,
         *,
-        entity_id: str,
-        analysis: str = "transactions",
-        statement_id: str | list[str] | None = None,
-        expected_statements: int | str = 1,
+        entity_id: Id,
+        analysis: Analysis = "transactions",
+        statement_id: Id | Sequence[Id] | None = None,
+        expected_statements: int | str | XComArg = 1,
+        on_failed: OnFailed = "fail",
+        bankconnect_conn_id: str = BankConnectHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(on_failed=on_failed, bankconnect_conn_id=bankconnect_conn_id, deferrable=deferrable, **kwargs)
         self.entity_id = entity_id
         self.analysis = analysis
         self.statement_id = statement_id
@@ -416,15 +409,11 @@ class BankConnectProgressSensor(_BankConnectSensor):
         self._refuse_known_mistakes()
 
     def _gate_arguments(self) -> dict[str, Any]:
-        return {
-            "entity_id": self.entity_id,
-            "analysis": self.analysis,
-            "statement_id": self.statement_id,
-            "expected_statements": self.expected_statements,
-        }
+        names = ("entity_id", "analysis", "statement_id", "expected_statements")
+        return {name: getattr(self, name) for name in names}
 
-    def _gate_of(self, *, analysis: str = "transactions", **arguments: Any) -> ProgressGate:
+    def _gate_of(self, *, analysis: Analysis = "transactions", **arguments: Any) -> ProgressGate:
         return ProgressGate(Expectation.parse(**arguments), analysis)
 
-    def _trigger(self, **pace: Any) -> BankConnectProgressTrigger:
-        return BankConnectProgressTrigger(**self._gate_arguments(), **pace)
+    def _trigger(self, **wait: Any) -> BankConnectProgressTrigger:
+        return BankConnectProgressTrigger(**self._gate_arguments(), **wait)

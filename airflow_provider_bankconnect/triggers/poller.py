@@ -1,7 +1,7 @@
-"""The shared wire of all waits: one session for each event loop and connection.
+"""The shared connection pool of all waits: one session for each event loop and connection.
 
-Ten thousand waits ask through one poller. It keeps connections open between polls, lets few polls at a time through,
-answers equal ones together, and holds all of them back when BankConnect asks for that.
+Ten thousand waits poll through one poller. It keeps connections open between polls, limits how many polls are in
+flight, answers equal polls together, and holds all of them back while BankConnect asks for a pause.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -22,7 +22,8 @@ from airflow.providers.common.compat.sdk import Stats
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
 from airflow_provider_bankconnect.receiver.address import partition_key
-from airflow_provider_bankconnect.triggers.bell import bell
+from airflow_provider_bankconnect.triggers.listener import event_listener
+from airflow_provider_bankconnect.wait import Pause, SharedPause
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -32,34 +33,32 @@ if TYPE_CHECKING:
     from airflow_provider_bankconnect.gate import Gate
 
     class Asks(Protocol):
-        """A gate, or whatever else knows what to ask; equal ``ledger``, equal question."""
+        """A gate, or another question; those with an equal ``poll_key`` get the same answer."""
 
         @property
-        def ledger(self) -> tuple[str, ...]:
-            """What is asked."""
+        def poll_key(self) -> tuple[str, ...]:
+            """What is asked for."""
 
         def ask(self, timezone: tzinfo) -> api.Call[Any]:
-            """Ask it."""
+            """Return the call."""
 
 
 Rows: TypeAlias = Sequence[Any]
 
-# An answer this fresh serves the next that asks the same.
+# An answer of this age still serves an equal poll.
 SHARED_SECONDS: Final = 1.0
-# One bad answer is one wait's; so many in a row, none good among them, are everybody's.
-_STREAK: Final = 3
-# Those that were held back come back over this time, not in the same instant.
+# After a pause the polls start again spread over this time.
 _RETURN_SECONDS: Final = 2.0
 
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
-# Until when polls are held back: the vendor's word outlives the waits that it was given to.
-_holds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, float]] = WeakKeyDictionary()
+# A pause continues after the waits that it began with.
+_pauses: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedPause]] = WeakKeyDictionary()
 
 
 class Poller:
-    """Asks BankConnect for all waits of one event loop on one connection. Get one with :func:`shared_poller`."""
+    """Polls BankConnect for all waits of one event loop on one connection. Get one with :func:`shared_poller`."""
 
-    def __init__(self, bankconnect_conn_id: str, *, resume_at: float = 0.0) -> None:
+    def __init__(self, bankconnect_conn_id: str, pause: SharedPause) -> None:
         self.waits = 0
         self._hook = BankConnectAsyncHook(bankconnect_conn_id)
         self._loop = asyncio.get_running_loop()
@@ -67,111 +66,115 @@ class Poller:
         self._askers: Counter[tuple[str, ...]] = Counter()
         self._answered: dict[tuple[str, ...], float] = {}
         self._customers: dict[str, Counter[tuple[str, ...]]] = {}
-        self._rings: Counter[tuple[str, ...]] = Counter()
+        self._events: Counter[tuple[str, ...]] = Counter()
         self._listeners: dict[tuple[str, ...], set[asyncio.Future[Rows | Exception | None]]] = {}
         self._slots: asyncio.Semaphore | None = None
-        self._resume_at = resume_at
-        self._streak = 0
+        self._pause = pause
 
     @property
     def connected(self) -> bool:
-        """Whether the connection could be read: before that, anything may go wrong and be mended."""
+        """Whether the connection has been read."""
         return self._hook.connected
 
     @property
-    def held(self) -> bool:
+    def pause(self) -> Pause | None:
+        """The pause that BankConnect has asked for, if it is not over."""
+        left = self._pause.asked_until - self._loop.time()
+        return Pause(self._pause.seconds, datetime.now(UTC) + timedelta(seconds=left)) if left > 0 else None
+
+    @property
+    def is_held(self) -> bool:
         """Whether polls are held back now."""
-        return self._loop.time() < self._resume_at
+        return self._loop.time() < self._pause.resume_at
 
-    async def ask(self, gate: Asks, *, max_age: float = SHARED_SECONDS) -> Rows:
-        """Get the rows of a gate's ledger: from an equal poll in flight or just answered, else from BankConnect.
+    async def ask(self, gate: Asks, *, max_age: float = SHARED_SECONDS, waits: bool = True) -> Rows:
+        """Return the rows that a gate asks for.
 
-        A caller that is cancelled cancels no poll: others may wait for it.
+        An equal poll that is in flight or was just answered is shared. Cancelling the caller cancels no poll: others
+        may wait for it.
 
         :param max_age: how many seconds old an answer may be.
-        :raises Exception: what the poll raised; a :class:`~airflow_provider_bankconnect.api.BankConnectError`, or what
-            reading the connection raised.
+        :param waits: whether the poll waits for the end of a pause.
+        :raises Exception: the error of the poll: a :class:`~airflow_provider_bankconnect.api.BankConnectError`, or the
+            error of reading the connection.
         """
-        key = gate.ledger
+        key = gate.poll_key
         poll = self._polls.get(key)
-        if poll is None or self._loop.time() - self._answered.get(key, self._loop.time()) > max_age:
-            poll = self._polls[key] = self._loop.create_task(self._poll(gate))
+        is_old = self._loop.time() - self._answered.get(key, self._loop.time()) > max_age
+        if poll is None or is_old or not (waits or poll.done() or not self.is_held):
+            poll = self._polls[key] = self._loop.create_task(self._poll(gate, waits=waits))
             self._answered.pop(key, None)
             poll.add_done_callback(lambda done: self._note_answer(key, done))
         self._askers[key] += 1
         try:
-            return told(await asyncio.shield(poll))
+            return result_of(await asyncio.shield(poll))
         finally:
             self._askers[key] -= 1
             if not self._askers[key]:
                 del self._askers[key]
 
-    async def hear(self, gate: Asks, seconds: float) -> Rows | Exception | None:
-        """Sleep so long, and no longer than until somebody else has the answer to the same question.
+    async def next_answer(self, gate: Asks, seconds: float) -> Rows | Exception | None:
+        """Return the next answer that another wait gets to an equal poll; None after ``seconds``, or at an event.
 
-        Who then counts its own interval from that answer asks together with the others the next time.
-
-        :returns: the answer, for :func:`told`, or None when the time is over.
+        A wait that counts its interval from that answer polls together with the other one from then on.
         """
-        key = gate.ledger
-        heard: asyncio.Future[Rows | Exception | None] = self._loop.create_future()
-        alarm = self._loop.call_later(seconds, _wake, heard)
+        key = gate.poll_key
+        answer: asyncio.Future[Rows | Exception | None] = self._loop.create_future()
+        timer = self._loop.call_later(seconds, _resolve, answer)
         listeners = self._listeners.setdefault(key, set())
-        listeners.add(heard)
+        listeners.add(answer)
         try:
-            return await heard
+            return await answer
         finally:
-            alarm.cancel()
-            listeners.discard(heard)
+            timer.cancel()
+            listeners.discard(answer)
             if not listeners and self._listeners.get(key) is listeners:
                 del self._listeners[key]
 
     @asynccontextmanager
     async def waiting(self, gate: Gate) -> AsyncIterator[int]:
-        """Have a wait hear when BankConnect rings for its customer; gives how many rings are old news to it."""
+        """Register an open wait for webhook events of its customer; return how many of them came before."""
         key, started = partition_key(gate.expectation.link_id, gate.expectation.entity_id), time.monotonic()
-        self._customers.setdefault(key, Counter())[gate.ledger] += 1
-        old_news = self.rings(gate)
+        self._customers.setdefault(key, Counter())[gate.poll_key] += 1
+        seen = self.events_seen(gate)
         try:
-            async with bell().listening(self._hook.bankconnect_conn_id, key, partial(self.ring, [key])):
-                yield old_news
+            async with event_listener().listening(self._hook.bankconnect_conn_id, key, partial(self.notify, [key])):
+                yield seen
         finally:
-            ledgers = self._customers[key]
-            ledgers[gate.ledger] -= 1
-            if not ledgers[gate.ledger]:
-                del ledgers[gate.ledger]
-                del self._rings[gate.ledger]
-            if not ledgers:
+            poll_keys = self._customers[key]
+            poll_keys[gate.poll_key] -= 1
+            if not poll_keys[gate.poll_key]:
+                del poll_keys[gate.poll_key]
+                del self._events[gate.poll_key]
+            if not poll_keys:
                 del self._customers[key]
-            Stats.timing("bankconnect.waited", timedelta(seconds=time.monotonic() - started))
+            Stats.timing("bankconnect.wait_seconds", timedelta(seconds=time.monotonic() - started))
 
-    def ring(self, keys: Iterable[str]) -> None:
-        """Have the open waits of these customers look at once: BankConnect's ledgers may have news of them.
+    def notify(self, keys: Iterable[str]) -> None:
+        """Notify the open waits of these customers of a webhook event.
 
-        :param keys: as :func:`~airflow_provider_bankconnect.receiver.address.partition_key` gives them.
+        :param keys: as :func:`~airflow_provider_bankconnect.receiver.address.partition_key` returns them.
         """
-        for ledger in [ledger for key in keys for ledger in self._customers.get(key, ())]:
-            self._rings[ledger] += 1
-            # An answer from before the ring may know nothing of it. One that is on the way, or held back, is waited
-            # for, and who gets it looks again.
-            if ledger in self._polls and self._polls[ledger].done():
-                del self._polls[ledger]
-                self._answered.pop(ledger, None)
-            for heard in list(self._listeners.get(ledger, ())):
-                _wake(heard)
+        for poll_key in [poll_key for key in keys for poll_key in self._customers.get(key, ())]:
+            self._events[poll_key] += 1
+            # An answer from before the event may lack the statement. A poll in flight is awaited, then poked again.
+            if poll_key in self._polls and self._polls[poll_key].done():
+                del self._polls[poll_key]
+                self._answered.pop(poll_key, None)
+            for answer in list(self._listeners.get(poll_key, ())):
+                _resolve(answer)
 
-    def rings(self, gate: Asks) -> int:
-        """Say how often BankConnect has rung for an open wait's customer."""
-        return self._rings[gate.ledger]
+    def events_seen(self, gate: Asks) -> int:
+        """Return how many webhook events have come for the customer of an open wait."""
+        return self._events[gate.poll_key]
 
     def count(self, more: int) -> None:
         """Count waits in, or out."""
         self.waits += more
-        Stats.gauge("bankconnect.waits", self.waits, tags={"conn_id": self._hook.bankconnect_conn_id})
+        Stats.gauge("bankconnect.open_waits", self.waits, tags={"conn_id": self._hook.bankconnect_conn_id})
 
     async def close(self) -> None:
-        """End what is still in flight, and close the session."""
-        _holds.setdefault(self._loop, {})[self._hook.bankconnect_conn_id] = self._resume_at
+        """Cancel the polls in flight, and close the session."""
         polls = list(self._polls.values())
         for poll in polls:
             poll.cancel()
@@ -185,33 +188,34 @@ class Poller:
         if poll.cancelled():
             return
         outcome = poll.result()
-        # An error is no news: who did not ask has no reason to back off.
+        # Other errors are not shared: a wait that did not poll has no reason to back off.
         if not isinstance(outcome, Exception) or isinstance(outcome, api.BankConnectNotFoundError):
-            for heard in self._listeners.get(key, ()):
-                _wake(heard, outcome)
+            for answer in self._listeners.get(key, ()):
+                _resolve(answer, outcome)
 
     def _forget(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
         if self._polls.get(key) is poll:
             del self._polls[key]
             self._answered.pop(key, None)
 
-    async def _poll(self, gate: Asks) -> Rows | Exception:
+    async def _poll(self, gate: Asks, *, waits: bool) -> Rows | Exception:
         try:
             settings = await self._hook.connect()
             self._slots = self._slots or asyncio.Semaphore(settings.max_concurrency)
             while True:
-                await self._hold_back()
+                if waits:
+                    await self._hold_back()
                 async with self._slots:
-                    self._break_off_unless_wanted(gate.ledger)
-                    # The word to hold back may have come while this one queued.
-                    if not self.held:
+                    self._cancel_unless_wanted(gate.poll_key)
+                    # The pause may have begun while this poll queued.
+                    if not (waits and self.is_held):
                         return await self._send(gate)
-        except Exception as error:  # noqa: BLE001 - handed to everyone who asked
+        except Exception as error:  # noqa: BLE001 - returned to all who asked
             Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
             return error
 
-    def _break_off_unless_wanted(self, key: tuple[str, ...]) -> None:
-        """Send no poll whose waits have all ended while it was held back."""
+    def _cancel_unless_wanted(self, key: tuple[str, ...]) -> None:
+        """Cancel a poll whose waits have all ended while it was held back."""
         if not self._askers[key]:
             self._polls.pop(key, None)
             raise asyncio.CancelledError
@@ -224,58 +228,49 @@ class Poller:
             try:
                 rows: Rows = await self._hook.run(gate.ask(settings.timezone))
             except api.BankConnectAuthError:
-                # The keys may have been rotated while the waits went on.
+                # The keys may have been rotated during the waits.
                 renewed = await self._hook.renew(settings)
                 if renewed == settings:
                     raise
                 rows = await self._hook.run(gate.ask(renewed.timezone))
         except api.BankConnectTransientError as error:
-            # Those that were in flight together fail together: that is one failure, not many.
-            is_news = started >= self._resume_at
-            self._streak += is_news
-            if is_news or error.retry_after is not None:
-                self._hold(error.retry_after)
+            dice = random.random()  # noqa: S311 - spreads load
+            self._pause.failed(error.retry_after, sent=started, now=self._loop.time(), dice=dice)
             raise
-        self._streak = 0
+        self._pause.succeeded()
         return rows
 
-    def _hold(self, retry_after: float | None) -> None:
-        failures = self._streak - _STREAK + 1
-        if retry_after is None and failures < 1:
-            return
-        pause = api.backoff(max(failures, 1), jitter=random.random(), retry_after=retry_after)  # noqa: S311 - no secret
-        self._resume_at = max(self._resume_at, self._loop.time() + pause)
-
     async def _hold_back(self) -> None:
-        while self.held:
-            jitter = random.random() * _RETURN_SECONDS  # noqa: S311 - no secret hangs on it
-            await asyncio.sleep(self._resume_at - self._loop.time() + jitter)
+        while self.is_held:
+            jitter = random.random() * _RETURN_SECONDS  # noqa: S311 - spreads load
+            await asyncio.sleep(self._pause.resume_at - self._loop.time() + jitter)
 
 
-def told(outcome: Rows | Exception) -> Rows:
-    """Give the rows of an answer, or raise the error that it was."""
+def result_of(outcome: Rows | Exception) -> Rows:
+    """Return the rows of an answer, or raise its error."""
     if isinstance(outcome, Exception):
-        # The same error goes to many: each adds its own frames to it.
+        # One error goes to many waits, and each would add its own frames to it.
         raise outcome.with_traceback(None)
     return outcome
 
 
-def _wake(heard: asyncio.Future[Rows | Exception | None], outcome: Rows | Exception | None = None) -> None:
-    if not heard.done():
-        heard.set_result(outcome)
+def _resolve(answer: asyncio.Future[Rows | Exception | None], outcome: Rows | Exception | None = None) -> None:
+    if not answer.done():
+        answer.set_result(outcome)
 
 
 @asynccontextmanager
 async def shared_poller(bankconnect_conn_id: str) -> AsyncIterator[Poller]:
     """Lend the running loop's poller of a connection: made for the first wait, closed after the last.
 
-    Bound to the loop, not the process: ``airflow dags test`` gives each trigger a loop of its own.
+    It belongs to the loop, not to the process: ``airflow dags test`` gives each trigger a loop of its own.
     """
-    pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
+    loop = asyncio.get_running_loop()
+    pollers = _pollers.setdefault(loop, {})
     poller = pollers.get(bankconnect_conn_id)
     if poller is None:
-        resume_at = _holds.get(asyncio.get_running_loop(), {}).get(bankconnect_conn_id, 0.0)
-        poller = pollers[bankconnect_conn_id] = Poller(bankconnect_conn_id, resume_at=resume_at)
+        pause = _pauses.setdefault(loop, {}).setdefault(bankconnect_conn_id, SharedPause())
+        poller = pollers[bankconnect_conn_id] = Poller(bankconnect_conn_id, pause)
     poller.count(1)
     try:
         yield poller

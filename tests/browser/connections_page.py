@@ -1,4 +1,4 @@
-"""Airflow's page Admin -> Connections, as a person uses it: by what is written on it."""
+"""Airflow's page Admin -> Connections, used by its visible texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-# As root, with no screen, and without a word to anybody outside.
+# As root, without a screen, and without connections to the internet.
 _HOW = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --disable-default-apps "
@@ -27,11 +27,12 @@ _HOW = (
 )
 _MOVING = """return document.getAnimations().some(
     one => one.playState === "running" && one.effect.getTiming().iterations !== Infinity)"""
-_LONGEST = 20.0
+# Limit in seconds for everything that the page does, on a busy machine.
+_LONGEST = 300.0
 
 
 def open_browser(profile: Path) -> webdriver.Chrome:
-    """Start the Chromium that the system has; Selenium itself would download one."""
+    """Start the installed Chromium; Selenium itself would download one."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in (*_HOW.split(), f"--user-data-dir={profile}"):
@@ -52,14 +53,14 @@ class ConnectionsPage:
         self.until(lambda: self._buttons("Add Connection"))
 
     def until(self, happened: Callable[[], Any]) -> Any:
-        """Wait for something, and give it. What the page redraws meanwhile is looked at again."""
+        """Wait for a true value and return it. Elements that the page redraws meanwhile are found again."""
         waiting = WebDriverWait(
             self._browser, _LONGEST, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
         )
         return waiting.until(lambda _: happened())
 
     def take_picture(self, name: str, *, of: str | None = None) -> None:
-        """Keep a screenshot; ``of`` one element, else of all."""
+        """Save a screenshot of the page, or of one element."""
         self._pictures.mkdir(parents=True, exist_ok=True)
         self._settle()
         where = self._browser.find_element(By.CSS_SELECTOR, of) if of else None
@@ -80,7 +81,7 @@ class ConnectionsPage:
         self.until(lambda: "Server Hash" in self.labels)
 
     def edit(self, conn_id: str) -> None:
-        """Open the form of a connection that is there."""
+        """Open the form of an existing connection."""
         self.open()
         self._press(conn_id, "Edit Connection")
         self.until(lambda: "Server Hash" in self.labels)
@@ -96,13 +97,13 @@ class ConnectionsPage:
 
     @property
     def labels(self) -> list[str]:
-        """The fields that can be seen, and those of the sections that are folded."""
+        """All fields, also those of folded sections."""
         labels = self._dialog.find_elements(By.TAG_NAME, "label")
         return [label.get_attribute("textContent").strip(" *") for label in labels]
 
     @property
     def sections(self) -> dict[str, bool]:
-        """Each section, and whether it shows that something is missing in it."""
+        """Each section, and whether it is marked as incomplete."""
         buttons = self._dialog.find_elements(By.CSS_SELECTOR, "[data-part=item-trigger]")
         return {button.text: len(button.find_elements(By.TAG_NAME, "svg")) > 1 for button in buttons}
 
@@ -116,15 +117,15 @@ class ConnectionsPage:
         self._settle()
 
     def field(self, label: str) -> WebElement:
-        """The input that a label is for."""
+        """Return the input of a label."""
         return self._field(label).find_element(By.CSS_SELECTOR, "input, textarea")
 
     def help_of(self, label: str) -> str:
-        """What stands under a field."""
+        """Return the help text under a field."""
         return self._field(label).find_element(By.CSS_SELECTOR, "[data-part=helper-text]").text
 
     def fill(self, section: str, **values: str) -> None:
-        """Type into the fields of a section; a blank in a label is ``_`` here."""
+        """Type into the fields of a section; ``_`` stands for a blank in a label."""
         self.unfold(section)
         for name, value in values.items():
             self.field(name.replace("_", " ")).send_keys(value)
@@ -136,7 +137,7 @@ class ConnectionsPage:
     # The list
 
     def test(self, conn_id: str) -> tuple[str, str]:
-        """Press the button; give the title and the words of what Airflow says then."""
+        """Press the test button, and return the title and text of Airflow's message."""
         self.open()
         self._press(conn_id, "Test Connection")
         toast = "[data-scope=toast][data-part=root]"
@@ -145,7 +146,7 @@ class ConnectionsPage:
         )
 
     def _settle(self) -> None:
-        """Wait until nothing unfolds or fades any more; a cursor that blinks does so for ever."""
+        """Wait until all animations have ended, except those that never end, such as a blinking cursor."""
         self.until(lambda: not self._browser.execute_script(_MOVING))
 
     def _press(self, conn_id: str, button: str) -> None:

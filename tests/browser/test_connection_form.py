@@ -1,4 +1,4 @@
-"""A person with a browser gives Airflow the keys, and Airflow uses them: a real API server, a real Chromium."""
+"""The connection form in Chromium, with a real API server, and a run that uses the saved connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 pytestmark = [
     pytest.mark.system,
     pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here: scripts/install-system-packages.sh"
+        not (CHROMIUM and DRIVER), reason="chromium and chromedriver are missing: scripts/install-system-packages.sh"
     ),
     pytest.mark.skipif(
         tuple(map(int, version("apache-airflow-core").split(".")[:2])) < (3, 3), reason="the form of Airflow 3.3"
@@ -41,7 +41,7 @@ def box():
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory):
-    """An Airflow with its database, and its API server at ``origin``."""
+    """An Airflow home with a database and an API server at ``origin``."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -55,7 +55,7 @@ def airflow(tmp_path_factory):
         AIRFLOW__CORE__TEST_CONNECTION="Enabled",
     )
     home.origin = f"http://127.0.0.1:{port}"
-    home.add_example(WAIT, QUICK | {"timedelta(hours=24)": "timedelta(minutes=1)"})
+    home.add_example(WAIT, QUICK | {"timedelta(hours=24)": "timedelta(minutes=10)"})
     with home.job("db", "migrate") as job:
         assert job.finish() == 0, job.output[-4000:]
     with home.job("api-server") as server:
@@ -65,7 +65,7 @@ def airflow(tmp_path_factory):
 
 def answers(url):
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own, on loopback
+        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 - on loopback
             return response.status == 200
     except OSError:
         return False
@@ -79,7 +79,7 @@ def page(airflow, tmp_path_factory):
 
 
 def add(page, box, conn_id, **other):
-    """Fill in the form as its own words say, and save it."""
+    """Fill in the form and save it."""
     page.add(conn_id)
     host = {"Host": "localhost", "Server_Hash": box.server_hash, "Port": str(box.port)}
     page.fill(STANDARD, **host | {name: value for name, value in other.items() if name in host})
@@ -89,13 +89,13 @@ def add(page, box, conn_id, **other):
 
 @pytest.fixture(scope="module")
 def saved(page, box):
-    """The connection of the tests that need one, made by the form."""
+    """A connection that was saved with the form."""
     add(page, box, CONN_ID)
     return CONN_ID
 
 
 def read_back(airflow, conn_id):
-    """A connection as a task reads it; Airflow's database has its secrets encrypted."""
+    """Return a connection as a task reads it, decrypted from Airflow's database."""
     [(host, port, *secret)] = airflow.query(
         "select host, port, password, extra from connection where conn_id = ? and conn_type = 'bankconnect'", conn_id
     )
@@ -103,7 +103,7 @@ def read_back(airflow, conn_id):
     return ConnectionSettings.parse(conn_id, host=host, port=port, password=password, extra=json.loads(extra))
 
 
-def test_the_form_says_which_key_goes_where_and_hides_what_bankconnect_has_no_use_for(page):
+def test_form_labels_both_keys_and_hides_unused_fields(page):
     page.add(CONN_ID)
     assert page.labels == [
         *("Connection ID", "Connection Type"),
@@ -125,7 +125,7 @@ def test_the_form_says_which_key_goes_where_and_hides_what_bankconnect_has_no_us
     page.take_picture("connection-form", of="[role=dialog]")
 
 
-def test_a_form_without_the_api_key_cannot_be_saved_and_shows_where_it_is_missing(page):
+def test_form_without_the_api_key_cannot_be_saved_and_marks_the_section(page):
     page.add("without_a_key")
     page.fill(STANDARD, Server_Hash="a-made-up-server-hash")
 
@@ -137,7 +137,7 @@ def test_a_form_without_the_api_key_cannot_be_saved_and_shows_where_it_is_missin
     assert page.save_button.is_enabled()
 
 
-def test_what_is_saved_is_what_a_task_reads(page, box, saved, airflow):
+def test_task_reads_what_the_form_has_saved(page, box, saved, airflow):
     page.open()
     page.take_picture("3-list")
 
@@ -148,7 +148,7 @@ def test_what_is_saved_is_what_a_task_reads(page, box, saved, airflow):
     assert (settings.verify, settings.timeout, settings.max_concurrency) == (box.ca_file, 30, 16)
 
 
-def test_the_secrets_stay_masked_in_the_form_and_are_kept_when_another_field_is_changed(page, box, saved, airflow):
+def test_secrets_are_masked_in_the_form_and_kept_when_another_field_changes(page, box, saved, airflow):
     page.edit(saved)
     assert page.values(STANDARD, "Host", "Server Hash") == {"Host": "localhost", "Server Hash": "***"}
     assert page.values(OPTIONS, "API Key", "CA bundle") == {"API Key": "***", "CA bundle": box.ca_file}
@@ -162,7 +162,7 @@ def test_the_secrets_stay_masked_in_the_form_and_are_kept_when_another_field_is_
     assert (settings.verify, settings.timeout, str(settings.timezone)) == (box.ca_file, 20, "Etc/UTC")
 
 
-def test_the_button_says_that_bankconnect_takes_both_keys(page, box, saved):
+def test_button_reports_that_bankconnect_accepts_both_keys(page, box, saved):
     asked = len(box.calls("webhook_payloads"))
 
     title, words = page.test(saved)
@@ -172,7 +172,7 @@ def test_the_button_says_that_bankconnect_takes_both_keys(page, box, saved):
     assert len(box.calls("webhook_payloads")) == asked + 1
 
 
-def test_the_button_says_which_keys_to_look_at_when_bankconnect_refuses_them(page, box):
+def test_button_names_the_fields_to_check_when_bankconnect_refuses_the_keys(page, box):
     add(page, box, "with_a_wrong_hash", Server_Hash="an-old-server-hash")
 
     title, words = page.test("with_a_wrong_hash")
@@ -182,8 +182,8 @@ def test_the_button_says_which_keys_to_look_at_when_bankconnect_refuses_them(pag
     assert "BankConnect refuses these keys. Check API Key and Server Hash of the connection" in words
 
 
-def test_without_a_port_airflow_itself_refuses_the_button_as_the_form_warns(page, box):
-    """Once this fails, Airflow has mended it: the port's placeholder can go, and a paragraph of the docs."""
+def test_airflow_refuses_the_button_without_a_port_as_the_form_warns(page, box):
+    """When this fails, Airflow has fixed it: remove the port's placeholder and the paragraph in the docs."""
     add(page, box, "without_a_port", Host=f"localhost:{box.port}", Port="")
     asked = len(box.requests)
 
@@ -194,7 +194,7 @@ def test_without_a_port_airflow_itself_refuses_the_button_as_the_form_warns(page
 
 
 @pytest.mark.usefixtures("saved")
-def test_a_run_waits_and_works_with_the_connection_of_the_form(airflow, box):
+def test_run_waits_and_works_with_the_connection_of_the_form(airflow, box):
     link = "loan-by-the-form"
     conf = json.dumps({"link_id": link, "since": (datetime.now(UTC) - timedelta(seconds=5)).isoformat()})
 

@@ -1,4 +1,4 @@
-"""A server that keeps to no rule: TLS on loopback, and after that whatever bytes a test has it send."""
+"""A server on loopback that sends any bytes over TLS."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 API_KEY = "planted-api-key-0f1e2d3c"
 SERVER_HASH = "planted-server-hash-4b5a6978"
-# For what must end by itself: a hang is broken off then, and the test sees that it was.
+# A test that hangs is ended after this, and fails.
 PATIENCE = 60.0
+# Slow answers end after this many bytes, ten seconds, with every client.
+MOST_DROPS = 200
 
 
 class Peer:
@@ -31,7 +33,7 @@ class Peer:
         self._server = server
 
     def read_request(self) -> bytes:
-        """Read one request without a body; empty when the client has gone."""
+        """Read one request without a body; empty when the client has left."""
         request = b""
         while b"\r\n\r\n" not in request:
             data = self._sock.recv(65536)
@@ -46,37 +48,31 @@ class Peer:
         """Send all of it."""
         self._sock.sendall(data)
 
-    def send_for_ever(self, data: bytes) -> None:
-        """Send it again and again, until the client has gone."""
-        while not self._server.stopping.is_set():
-            self._sock.sendall(data)
-
     def drip(self, data: bytes) -> None:
-        """Send one byte now and then, round and round, until the client has gone."""
-        while True:
-            for number in range(len(data)):
-                self._sock.sendall(data[number : number + 1])
-                if self._server.stopping.wait(0.05):
-                    return
+        """Send twenty bytes a second of it, repeated, until the client has left."""
+        for number in range(MOST_DROPS):
+            self._sock.sendall(data[number % len(data) :][:1])
+            if self._server.stopping.wait(0.05):
+                return
 
-    def be_deaf(self) -> None:
-        """Neither speak nor listen, and wait for the client to leave."""
+    def stop_reading(self) -> None:
+        """Neither send nor read, and wait for the client to leave."""
         leaving = select.poll()
         leaving.register(self._sock, select.POLLRDHUP)
         while not self._server.stopping.is_set() and not leaving.poll(50):
             pass
 
-    def say_nothing(self) -> None:
-        """Keep the connection, and wait for the client to leave."""
+    def stay_silent(self) -> None:
+        """Send nothing, and wait for the client to leave."""
         while self._sock.recv(65536):
             pass
 
 
 class Hostile:
-    """Does to every connection what ``behave`` says, in a thread of its own, for as long as a ``with`` lasts.
+    """Calls ``behave`` for every connection, in a thread of its own, inside a ``with``.
 
-    :param behave: is given the :class:`Peer`; when it returns, or the client has gone, the connection is closed.
-    :param tls: False hands the bare connection over, before any handshake.
+    :param behave: gets the :class:`Peer`; the connection is closed when it returns or the client has left.
+    :param tls: False hands over the connection without a TLS handshake.
     """
 
     def __init__(self, behave: Callable[[Peer], None], *, tls: bool = True) -> None:
@@ -86,7 +82,7 @@ class Hostile:
         self.asked = threading.Event()
         self.connections = 0
         self.stopping = threading.Event()
-        self.lost_patience = False
+        self.timed_out = False
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
 
@@ -96,32 +92,32 @@ class Hostile:
         authority.issue_cert("127.0.0.1").configure_cert(self._context)
         self._ca = authority.cert_pem
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self._timer = threading.Timer(PATIENCE, self._lose_patience)
+        self._timer = threading.Timer(PATIENCE, self._time_out)
         self._timer.daemon = True
         self._start(self._accept)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
-        self._hang_up()
+        self._close_all()
         for thread in self._threads:
             thread.join()
         self._listening.close()
 
     @property
     def url(self) -> str:
-        """The base URL that leads here."""
+        """The base URL of this server."""
         return f"https://127.0.0.1:{self._listening.getsockname()[1]}/bank-connect/v1"
 
     def connection(self, folder: Path, **extra: object) -> str:
-        """Give an Airflow connection that leads here, as its environment variable wants it."""
+        """Return an Airflow connection to this server, as JSON for its environment variable."""
         ca_file = folder / f"{self._listening.getsockname()[1]}.pem"
         self._ca.write_to_path(str(ca_file))
         extras = {"api_key": API_KEY, "verify": str(ca_file), **extra}
         return json.dumps({"conn_type": "bankconnect", "host": self.url, "password": SERVER_HASH, "extra": extras})
 
-    def is_left_alone(self) -> bool:
-        """Wait until no client has a connection open; False when one keeps it."""
+    def has_no_connections(self) -> bool:
+        """Wait until no client has a connection open; return False when one keeps it."""
         end = time.monotonic() + 10
         while self._open and time.monotonic() < end:
             time.sleep(0.01)
@@ -132,13 +128,13 @@ class Hostile:
         self._threads.append(thread)
         thread.start()
 
-    def _lose_patience(self) -> None:
-        self.lost_patience = True
-        self._hang_up()
+    def _time_out(self) -> None:
+        self.timed_out = True
+        self._close_all()
 
-    def _hang_up(self) -> None:
+    def _close_all(self) -> None:
         self.stopping.set()
-        # Closing alone would leave their threads in accept() and recv().
+        # close() alone would not wake the threads in accept() and recv().
         for sock in (self._listening, *self._open):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -154,7 +150,7 @@ class Hostile:
                 self._start(self._serve, sock)
 
     def _serve(self, bare: socket.socket) -> None:
-        # TLS takes the descriptor over; what it was is shut down by its other name.
+        # The TLS socket takes over the descriptor of the bare one.
         with contextlib.suppress(OSError), contextlib.closing(self._secured(bare)) as sock:
             self._open.add(sock)
             self._open.discard(bare)

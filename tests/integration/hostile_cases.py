@@ -1,4 +1,7 @@
-"""What a hostile server does to a client, and which error has to come of it."""
+"""Bad answers of a server, and the error that each has to become.
+
+Each input is finite and harmless: with any HTTP client it ends in an error or an ordinary answer.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,13 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Unavailable\r\nRetry-After: 7\r\n"
 NO_KEYS = b"HTTP/1.1 401 Unauthorized\r\n"
 EMPTY = b'{"payloads":[]}'
+# For MAX_ANSWER_BYTES in the tests, and the size of the bodies that exceed it.
+LIMIT = 4 * 2**20
+LARGE = 32 * 2**20
 
 
 def whole(body: bytes, head: bytes = OK) -> bytes:
-    """Make an answer as it should be."""
+    """Make a complete answer."""
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
@@ -45,7 +51,7 @@ def history(statement_id: str, link_id: str = "L") -> bytes:
     )
 
 
-# What a server does
+# Behaviours of a server
 
 
 def always(data: bytes) -> Behaviour:
@@ -58,29 +64,19 @@ def always(data: bytes) -> Behaviour:
     return behave
 
 
-def once(data: bytes) -> Behaviour:
-    """Send it to the first request, and hang up."""
+def once(*data: bytes) -> Behaviour:
+    """Answer the first request, and close the connection."""
 
     def behave(peer: Peer) -> None:
         peer.read_request()
-        peer.send(data)
-
-    return behave
-
-
-def endless(data: bytes, again: bytes) -> Behaviour:
-    """Send something, and then something else for ever."""
-
-    def behave(peer: Peer) -> None:
-        peer.read_request()
-        peer.send(data)
-        peer.send_for_ever(again)
+        for part in data:
+            peer.send(part)
 
     return behave
 
 
 def dripping(data: bytes, drops: bytes) -> Behaviour:
-    """Send something, and then a byte now and then for ever."""
+    """Send something, and then single bytes slowly."""
 
     def behave(peer: Peer) -> None:
         peer.read_request()
@@ -91,29 +87,29 @@ def dripping(data: bytes, drops: bytes) -> Behaviour:
 
 
 def hanging(data: bytes) -> Behaviour:
-    """Send something, and then no more."""
+    """Send something, and then nothing more."""
 
     def behave(peer: Peer) -> None:
         peer.read_request()
         peer.send(data)
-        peer.say_nothing()
+        peer.stay_silent()
 
     return behave
 
 
-def deaf(data: bytes) -> Behaviour:
-    """Send something, and then neither speak nor listen: no goodbye is answered."""
+def not_reading(data: bytes) -> Behaviour:
+    """Send something, and then neither send nor read: a TLS shutdown gets no answer."""
 
     def behave(peer: Peer) -> None:
         peer.read_request()
         peer.send(data)
-        peer.be_deaf()
+        peer.stop_reading()
 
     return behave
 
 
 def echo(head: bytes, tail: bytes) -> Behaviour:
-    """Send the request back, the keys in it, between these."""
+    """Send the request back, with the keys in it, between these."""
 
     def behave(peer: Peer) -> None:
         peer.send(head + peer.read_request() + PLANTED + tail)
@@ -122,43 +118,41 @@ def echo(head: bytes, tail: bytes) -> Behaviour:
 
 
 def garbage(peer: Peer) -> None:
-    """Answer a handshake with something else."""
+    """Answer a TLS handshake with plain HTTP."""
     peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n" + PLANTED)
 
 
 def dripping_handshake(peer: Peer) -> None:
-    """Begin a record of TLS, and never end it."""
+    """Send a TLS record slowly."""
     peer.drip(b"\x16\x03\x03\x3f\xff" + b"\0" * 16_000)
 
 
 def silence(peer: Peer) -> None:
-    """Accept, and say nothing."""
-    peer.say_nothing()
+    """Accept the connection and send nothing."""
+    peer.stay_silent()
 
 
-def compressed(encoding: bytes, body: bytes, head: bytes = OK) -> Behaviour:
-    """Send what grows when it is inflated."""
+def encoded(encoding: bytes, body: bytes, head: bytes = OK) -> Behaviour:
+    """Send an answer with this Content-Encoding."""
     return always(whole(body, head + b"Content-Encoding: " + encoding + b"\r\n"))
 
 
-def squeezed(mebibytes: int, *, wbits: int) -> bytes:
-    """So many of nothing, compressed: about a kilobyte each."""
-    squeeze, nothing = zlib.compressobj(9, zlib.DEFLATED, wbits), b"\0" * 2**20
-    return b"".join([*(squeeze.compress(nothing) for _ in range(mebibytes)), squeeze.flush()])
-
-
-GZIP, DEFLATE = 31, 15
-BOMB = squeezed(2000, wbits=GZIP)
+# Inflated, it would be read as rows.
+GZIPPED = gzip.compress(history("s1"))
 LUMP = (PLANTED * 2000)[:65_536]
+LUMPS = LUMP * (LARGE // len(LUMP))
 CHUNK = b"%x\r\n" % len(LUMP) + LUMP + b"\r\n"
-NOTHING = b"a: b\r\n" * 10_000
+# Longer than a line may be, and cut off before its end.
+LONG_LINE = b"x" * 100_000
+MANY_LISTS = b'{"payloads":[],"x":[' + b"[]," * 250_000 + b"[]]}"
+BAD_ROWS = b'{"payloads":[' + b"{}," * 5_000 + b"{}]}"
 
-# What comes of it
+# What each becomes
 
 
 @dataclass(frozen=True)
 class Case:
-    """One hostile answer; ``timeout`` is the connection's, short where only that ends it."""
+    """One bad answer; ``timeout`` is the connection's, short where the test waits for it."""
 
     name: str
     behave: Behaviour
@@ -172,21 +166,11 @@ class Case:
 
 
 def too_large(name: str, behave: Behaviour) -> Case:
-    return Case(name, behave, BankConnectResponseError, "larger than 64 MiB, and was not read on")
+    return Case(name, behave, BankConnectResponseError, "larger than 4 MiB, and was not read on")
 
 
 def no_whole_answer(name: str, behave: Behaviour, *, tls: bool = True) -> Case:
     return Case(name, behave, BankConnectConnectionError, "no whole answer", tls=tls)
-
-
-def broken_off(name: str, behave: Behaviour) -> Case:
-    """The HTTP clients differ in whether they have a limit of their own: the timeout is one for all."""
-    return Case(name, behave, BankConnectConnectionError, ": no ", timeout=1.0)
-
-
-def some_error(name: str, behave: Behaviour) -> Case:
-    """One client sees that the length is none, the other reads on to its limit."""
-    return Case(name, behave, BankConnectError, ": ")
 
 
 def not_in_time(name: str, behave: Behaviour, *, tls: bool = True) -> Case:
@@ -197,9 +181,9 @@ def refused(name: str, behave: Behaviour, says: str = "not the documented JSON")
     return Case(name, behave, BankConnectResponseError, says)
 
 
-def told_by_status(name: str, behave: Behaviour, *, timeout: float = 30.0) -> Case:
+def server_error(name: str, behave: Behaviour, *, timeout: float = 30.0) -> Case:
     return Case(
-        name, behave, BankConnectServerError, "HTTP 503: BankConnect failed (it asks to wait 7 s)", timeout=timeout
+        name, behave, BankConnectServerError, "HTTP 503: BankConnect failed (Retry-After: 7 s)", timeout=timeout
     )
 
 
@@ -208,29 +192,22 @@ def wrong_keys(name: str, behave: Behaviour, *, timeout: float = 30.0) -> Case:
 
 
 CASES = [
-    # A body without an end.
-    too_large("body-over-the-limit", endless(OK + b"Content-Length: 99999999999\r\n\r\n", LUMP)),
-    too_large("endless-chunks", endless(CHUNKED, CHUNK)),
-    too_large("endless-chunk", endless(CHUNKED + b"FFFFFFFFFF\r\n", LUMP)),
-    too_large("endless-body", endless(OK + b"\r\n", LUMP)),
-    not_in_time("endless-tiny-chunks", endless(CHUNKED, b"1\r\ny\r\n" * 10_000)),
-    # What is no body, without an end.
-    broken_off("endless-interim-answers", endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)),
-    broken_off("endless-status-line", endless(b"HTTP/1.1 200 ", LUMP)),
-    broken_off("endless-header-line", endless(OK + b"X: ", LUMP)),
-    broken_off("endless-header-lines", endless(OK, NOTHING)),
-    broken_off("endless-folded-header", endless(OK + b"a: b\r\n", b" b\r\n" * 10_000)),
-    broken_off("endless-chunk-length", endless(CHUNKED, b"1" * 65_536)),
-    broken_off("endless-chunk-extension", endless(CHUNKED + b"1;a=", LUMP)),
-    broken_off("endless-trailer-line", endless(CHUNKED + b"0\r\na: ", LUMP)),
-    broken_off("endless-trailer-lines", endless(CHUNKED + b"0\r\n", NOTHING)),
-    # A byte now and then.
+    # Bodies over the limit.
+    too_large("body-over-the-limit", once(OK + b"Content-Length: %d\r\n\r\n" % LARGE, LUMPS)),
+    too_large("chunks-over-the-limit", once(CHUNKED, CHUNK * (LARGE // len(LUMP)), b"0\r\n\r\n")),
+    too_large("chunk-over-the-limit", once(CHUNKED + b"%x\r\n" % LARGE, LUMPS, b"\r\n0\r\n\r\n")),
+    too_large("body-without-length-over-the-limit", once(OK + b"\r\n", LUMPS)),
+    # Long lines.
+    no_whole_answer("long-status-line", once(b"HTTP/1.1 200 " + LONG_LINE)),
+    no_whole_answer("long-header-line", once(OK + b"X: " + LONG_LINE)),
+    no_whole_answer("long-chunk-extension", once(CHUNKED + b"1;a=" + LONG_LINE)),
+    no_whole_answer("long-trailer-line", once(CHUNKED + b"0\r\na: " + LONG_LINE)),
+    # Single bytes, slowly.
     not_in_time("dripping-handshake", dripping_handshake, tls=False),
     not_in_time("dripping-status-line", dripping(b"", b"HTTP/1.1 200 " + b"x" * 60_000)),
     not_in_time("dripping-headers", dripping(OK, b"a: b\r\n")),
-    not_in_time("dripping-interim-answers", dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n")),
     not_in_time("dripping-body", dripping(OK + b"Content-Length: 100000\r\n\r\n", b" ")),
-    not_in_time("dripping-body-to-the-end-of-the-connection", dripping(OK + b"\r\n", b" ")),
+    not_in_time("dripping-body-without-length", dripping(OK + b"\r\n", b" ")),
     not_in_time("dripping-chunks", dripping(CHUNKED, b"1\r\n \r\n")),
     not_in_time("dripping-chunk", dripping(CHUNKED + b"FFFF\r\n", b" ")),
     not_in_time("dripping-trailers", dripping(CHUNKED + b"0\r\n", b"a: b\r\n")),
@@ -239,31 +216,28 @@ CASES = [
     not_in_time("no-answer", silence),
     not_in_time("half-a-head", hanging(OK)),
     not_in_time("half-a-body", hanging(OK + b"Content-Length: 15\r\n\r\n" + EMPTY[:5])),
-    not_in_time("deaf-before-the-head", deaf(b"")),
-    not_in_time("deaf-in-the-body", deaf(OK + b"Content-Length: 15\r\n\r\n" + EMPTY[:5])),
-    no_whole_answer("hung-up", once(b"")),
-    # What grows when it is read.
+    not_in_time("not-reading-before-the-head", not_reading(b"")),
+    not_in_time("not-reading-in-the-body", not_reading(OK + b"Content-Length: 15\r\n\r\n" + EMPTY[:5])),
+    no_whole_answer("connection-closed", once(b"")),
+    # Compressed.
     *(
         refused(name, behave, "compressed, which was not asked for")
         for name, behave in (
-            ("gzip-bomb", compressed(b"gzip", BOMB)),
-            ("deflate-bomb", compressed(b"deflate", squeezed(500, wbits=DEFLATE))),
-            ("gzip-bomb-within-gzip", compressed(b"gzip, gzip", gzip.compress(BOMB))),
-            ("many-gzip-bombs-in-one", compressed(b"gzip", squeezed(1, wbits=GZIP) * 2000)),
-            ("what-says-brotli", compressed(b"br", PLANTED)),
-            ("what-says-zstd", compressed(b"zstd", PLANTED)),
-            ("compressed-with-something", compressed(PLANTED, PLANTED)),
+            ("gzip", encoded(b"gzip", GZIPPED)),
+            ("deflate", encoded(b"deflate", zlib.compress(history("s1")))),
+            ("gzip-within-gzip", encoded(b"gzip, gzip", gzip.compress(GZIPPED))),
+            ("gzip-that-is-none", encoded(b"gzip", PLANTED)),
+            ("brotli-that-is-none", encoded(b"br", PLANTED)),
+            ("zstd-that-is-none", encoded(b"zstd", PLANTED)),
+            ("unknown-encoding", encoded(PLANTED, history("s1"))),
         )
     ),
-    refused("gzip-as-transfer-encoding", once(OK + b"Transfer-Encoding: gzip\r\n\r\n" + BOMB[:1000])),
-    refused("nested-lists", always(whole(b"[" * 20_000_000)), "250000 lists and objects"),
-    refused("nested-lists-in-a-field", always(whole(b'{"payloads":[],"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"))),
-    refused("many-bad-rows", always(whole(b'{"payloads":[' + b"{}," * 240_000 + b"{}]}"))),
+    refused("gzip-as-transfer-encoding", once(OK + b"Transfer-Encoding: gzip\r\n\r\n" + GZIPPED)),
+    # Costly to parse.
+    refused("many-lists", always(whole(MANY_LISTS)), "250000 lists and objects"),
+    refused("nested-lists", always(whole(b'{"payloads":[],"x":' + b"[" * 300 + b"]" * 300 + b"}"))),
+    refused("many-bad-rows", always(whole(BAD_ROWS))),
     # Heads.
-    no_whole_answer("header-of-1-mb", always(whole(EMPTY, OK + b"X: " + b"y" * 2**20 + b"\r\n"))),
-    no_whole_answer(
-        "100000-header-lines", always(whole(EMPTY, OK + b"".join(b"X-%d: yyyyyy\r\n" % n for n in range(100_000))))
-    ),
     no_whole_answer("garbage-for-a-status-line", once(b"\x00\xff\xfe" + PLANTED + b"\r\n\r\n")),
     no_whole_answer("a-status-of-letters", once(b"HTTP/1.1 abc OK\r\n\r\n" + PLANTED)),
     no_whole_answer("a-status-of-five-digits", once(b"HTTP/1.1 20000 OK\r\n\r\n" + PLANTED)),
@@ -275,23 +249,22 @@ CASES = [
         always(b"HTTP/1.1 302 Found\r\nLocation: /bank-connect/v1/entity/again\r\nContent-Length: 0\r\n\r\n"),
         "a redirect, which is never followed",
     ),
-    refused("redirect-nowhere", once(b"HTTP/1.1 307 X\r\nLocation: http://[::1/\xff:x\r\n\r\n"), "a redirect"),
+    refused("redirect-to-no-url", once(b"HTTP/1.1 307 X\r\nLocation: http://[::1/\xff:x\r\n\r\n"), "a redirect"),
     refused("switching-protocols", once(b"HTTP/1.1 101 X\r\nUpgrade: a\r\nConnection: upgrade\r\n\r\n"), "HTTP 101"),
-    # Lengths that lie.
+    # Wrong lengths.
     no_whole_answer("content-length-too-long", once(OK + b"Content-Length: 100\r\n\r\n" + EMPTY)),
     no_whole_answer("content-lengths-that-differ", once(OK + b"Content-Length: 15\r\n" + whole(EMPTY + b" ", b""))),
     no_whole_answer("content-length-beyond-64-bits", once(OK + b"Content-Length: %d\r\n\r\n" % 2**70 + EMPTY)),
-    some_error("a-chunk-of-less-than-nothing", endless(CHUNKED + b"-1\r\n", LUMP)),
-    some_error("a-chunk-of-still-less", endless(CHUNKED + b"-5\r\n", LUMP)),
+    no_whole_answer("a-negative-chunk", once(CHUNKED + b"-5\r\n" + LUMP)),
     no_whole_answer("a-chunk-of-letters", once(CHUNKED + b"2\r\n{}\r\n" + PLANTED + b"\r\n")),
     no_whole_answer("a-chunk-cut-off", once(CHUNKED + b"F\r\n" + EMPTY[:5])),
     no_whole_answer("chunks-without-the-last", once(CHUNKED + b"F\r\n" + EMPTY + b"\r\n")),
-    # A status says what it says, whatever its body is.
-    told_by_status("503-without-end", endless(BUSY + b"\r\n", LUMP)),
-    told_by_status("503-cut-off", once(BUSY + b"Content-Length: 400\r\n\r\n" + PLANTED)),
-    told_by_status("503-compressed", compressed(b"gzip", BOMB, BUSY)),
-    told_by_status("503-compressed-badly", compressed(b"gzip", PLANTED, BUSY)),
-    wrong_keys("401-without-end", endless(NO_KEYS + b"\r\n", LUMP)),
+    # The status is the error, whatever the body is.
+    server_error("503-with-a-large-body", once(BUSY + b"\r\n", LUMPS)),
+    server_error("503-cut-off", once(BUSY + b"Content-Length: 400\r\n\r\n" + PLANTED)),
+    server_error("503-compressed", encoded(b"gzip", GZIPPED, BUSY)),
+    server_error("503-compressed-badly", encoded(b"gzip", PLANTED, BUSY)),
+    wrong_keys("401-with-a-large-body", once(NO_KEYS + b"\r\n", LUMPS)),
     wrong_keys("401-dripping", dripping(NO_KEYS + b"\r\n", b" "), timeout=1.0),
     wrong_keys("401-cut-off", once(NO_KEYS + b"Content-Length: 400\r\n\r\n" + PLANTED)),
     # The keys, sent back.
@@ -303,7 +276,7 @@ CASES = [
 
 
 def any_answer(seed: int) -> bytes:
-    """Make an answer that is nearly one: a few of its parts are odd, and then perhaps a few of its bytes."""
+    """Make an answer with a few odd parts, and sometimes a few changed bytes."""
     dice = random.Random(seed)
 
     def pick(usual: bytes, *odd: bytes) -> bytes:
@@ -318,9 +291,9 @@ def any_answer(seed: int) -> bytes:
         b"Link", b"Retry-After", b"Connection", b"Keep-Alive", b"Upgrade", b"Trailer", b"Date", b"X \xff", b"", b" X",
     ]  # fmt: skip
     values = [
-        b"", b"0", b"15", b"-1", b"15, 15", b"0x10", b"+15", b"9" * 5000, b"a" * 9000, b"\xff\xfe", b"\x00", b"\r",
+        b"", b"0", b"15", b"-1", b"15, 15", b"0x10", b"+15", b"9" * 5000, b"a" * 9000, b"\xff\xfe",
         b"gzip", b"chunked", b"identity", b"gzip, chunked", b"close", b"keep-alive", b"upgrade", b"; ;=", b"https://[::",
-        b"a=b; Max-Age=%d; expires=Thu, 01 Jan 99999 00:00:00 GMT" % 10**30, b"text/html; charset=\xff", PLANTED,
+        b"a=b; Max-Age=60; expires=soon", b"text/html; charset=\xff", PLANTED,
     ]  # fmt: skip
     heads = [
         dice.choice(names) + pick(b": ", b":", b" : ", b"") + dice.choice(values)

@@ -1,6 +1,6 @@
-"""Calls BankConnect in a process of its own, and says what came of it and how much memory that took.
+"""Calls BankConnect in a process of its own, and prints each result and how much memory it took.
 
-Reads a hook's kind and connections as JSON from stdin; prints a list of objects.
+Reads a hook's kind, the limit of an answer and connections as JSON from stdin; prints a list of objects.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import re
 import sys
 from pathlib import Path
 
+from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.api import BankConnectError
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook, BankConnectHook
 
 
 def memory(name: str) -> int:
-    """MiB, of what Linux calls so."""
+    """Return a field of Linux's process status, in MiB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(rf"{name}:\s+(\d+) kB", status).group(1)) // 1024
 
 
 def ask(kind: str) -> str:
-    """Call, once, and say what came of it."""
+    """Call once, and return the result or the error as text."""
 
     async def asynchronously() -> list:
         async with BankConnectAsyncHook() as hook:
@@ -40,17 +41,18 @@ def ask(kind: str) -> str:
 
 
 def main() -> None:
-    """Begin the peak anew before each call: it never sinks by itself."""
+    """Reset the peak before each call, and print what it grew by."""
     given = json.load(sys.stdin)
-    told = []
+    api.MAX_ANSWER_BYTES = given["limit"]
+    results = []
     for connection in given["connections"]:
         os.environ["AIRFLOW_CONN_BANKCONNECT_DEFAULT"] = connection
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = memory("VmRSS")
-        came = ask(given["kind"])
-        told.append({"came": came, "grew": memory("VmHWM") - before})
-    print("\n" + json.dumps(told))
+        result = ask(given["kind"])
+        results.append({"result": result, "grew": memory("VmHWM") - before})
+    print("\n" + json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tells a story: what happens at the vendor's between the looks of a wait, and what becomes of the task."""
+"""Runs a sensor while BankConnect's records change between its pokes, and returns what becomes of the task."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Step = Statement | Callable[[], object] | None
 
 
 class Script:
-    """What is still to happen: a step after each look. The sandbox tells of a look before it sends the answer."""
+    """The steps that are left: one is run after each poke. The sandbox logs a poke before it sends the answer."""
 
     def __init__(self) -> None:
         self.steps: deque[Step] = deque()
-        self.looks = 0
+        self.pokes = 0
         self.play: Callable[[Statement], object] = lambda _: None
 
-    def hear(self, event: str) -> None:
-        """Count a look, and have the next step happen."""
+    def on_event(self, event: str) -> None:
+        """Count a poke, and run the next step."""
         if not event.startswith("GET "):
             return
-        self.looks += 1
+        self.pokes += 1
         step = self.steps.popleft() if self.steps else None
         if isinstance(step, Statement):
             self.play(step)
@@ -39,7 +39,7 @@ class Script:
 
 
 class Story:
-    """One customer, one waiting task, in one of the modes."""
+    """One customer and one waiting task in one of the modes."""
 
     def __init__(self, box: Sandbox, mode: str, script: Script) -> None:
         self.box = box
@@ -48,27 +48,27 @@ class Story:
         script.play = box.play
 
     @property
-    def looks(self) -> int:
+    def pokes(self) -> int:
         """How often BankConnect has been asked so far."""
-        return self._script.looks
+        return self._script.pokes
 
-    def after_each_look(self, *steps: Step) -> None:
-        """Have these happen, one after each look: a statement to play, something to do, or nothing."""
+    def after_each_poke(self, *steps: Step) -> None:
+        """Run one of these steps after each poke: a statement to play, a function to call, or None for nothing."""
         self._script.steps.extend(steps)
 
     def wait(self, **arguments: Any) -> Outcome:
-        """Run the sensor to its end: on the link's history where ``link_id`` is given, else on the progress."""
+        """Run the sensor to its end: on the link's history if ``link_id`` is given, else on the progress."""
         sensor = BankConnectWebhookPayloadSensor if "link_id" in arguments else BankConnectProgressSensor
-        outcome = run(partial(build, sensor, self.mode, **{"timeout": 20, "poke_interval": 0.05, **arguments}))
-        assert not self._script.steps, f"the wait was over before its story was: {outcome}"
+        outcome = run(partial(build, sensor, self.mode, **{"timeout": 120, "poke_interval": 0.05, **arguments}))
+        assert not self._script.steps, f"the wait ended before all steps were run: {outcome}"
         return outcome
 
 
 def statement(statement_id: str, progress: str = "completed", **more: Any) -> Statement:
-    """Give a statement of the one customer."""
+    """Make a statement of the customer."""
     return Statement(**{"link_id": LINK, "entity_id": CUSTOMER, **more}, statement_id=statement_id, progress=progress)
 
 
 def wrong_password() -> Statement:
-    """Give a login that failed before anything was uploaded: no statement."""
+    """Make a failed login, which has no statement."""
     return statement("", "failed", reason="Incorrect user ID or password")

@@ -1,4 +1,4 @@
-"""Arguments that cannot be meant are refused at parsing, where they are known there; else before sending."""
+"""Invalid arguments are refused when the DAG is parsed if they are literal; else before anything is sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ BAD = [
     ("link_id", "None"),
     ("link_id", None),
     ("link_id", ".."),
-    ("link_id", 7),
+    ("link_id", True),
+    ("link_id", ["loan-1", "loan-2"]),
     ("entity_id", ""),
     ("entity_id", "None"),
     ("statement_id", []),
@@ -42,7 +43,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=repr)
-def test_a_payload_sensor_refuses_what_cannot_be_meant_at_parsing_and_names_it(name, value):
+def test_the_payload_sensor_refuses_an_invalid_argument_at_parsing_and_names_it(name, value):
     arguments = {"task_id": "wait", "link_id": "loan-4711"} | {name: value}
     with pytest.raises(ValueError, match=name):
         BankConnectWebhookPayloadSensor(**arguments)
@@ -50,7 +51,7 @@ def test_a_payload_sensor_refuses_what_cannot_be_meant_at_parsing_and_names_it(n
 
 # failure_grace is no template field: it is known when the DAG is parsed.
 @pytest.mark.parametrize(("name", "value"), [bad for bad in BAD if bad[0] != "failure_grace"], ids=repr)
-def test_a_payload_sensor_refuses_the_same_after_rendering_with_nothing_sent(box, connection, name, value):
+def test_the_payload_sensor_refuses_an_invalid_rendered_argument_before_a_request(box, connection, name, value):
     del connection
     sensor = BankConnectWebhookPayloadSensor(**({"task_id": "wait", "link_id": "loan-4711"} | {name: TEMPLATE}))
     setattr(sensor, name, value)
@@ -64,12 +65,12 @@ def test_a_payload_sensor_refuses_the_same_after_rendering_with_nothing_sent(box
     [("entity_id", ""), ("entity_id", "."), ("entity_id", None), ("analysis", "balances"), ("analysis", "../accounts")],
     ids=repr,
 )
-def test_a_progress_sensor_refuses_what_cannot_be_meant_and_names_it(name, value):
+def test_the_progress_sensor_refuses_an_invalid_argument_and_names_it(name, value):
     with pytest.raises(ValueError, match=name):
         BankConnectProgressSensor(**({"task_id": "wait", "entity_id": "e1"} | {name: value}))
 
 
-def test_more_statements_than_are_named_are_refused_for_such_a_gate_would_never_open():
+def test_more_expected_statements_than_statement_ids_are_refused():
     with pytest.raises(ValueError, match=r"expected_statements is 3, but statement_id names only 2"):
         BankConnectWebhookPayloadSensor(
             task_id="wait", link_id="loan-4711", statement_id=["s1", "s2"], expected_statements=3
@@ -97,7 +98,7 @@ def test_since_is_a_datetime_or_iso_text_and_naive_means_utc(value):
     assert sensor._gate().expectation.since.isoformat() == "2026-11-23T10:00:00+00:00"
 
 
-def test_every_argument_that_a_run_may_know_better_is_templated():
+def test_every_argument_that_may_depend_on_the_run_is_templated():
     assert set(BankConnectWebhookPayloadSensor.template_fields) >= {
         "link_id", "entity_id", "statement_id", "since", "expected_statements", "on_failed", "bankconnect_conn_id",
     }  # fmt: skip
@@ -120,7 +121,7 @@ def test_every_argument_that_a_run_may_know_better_is_templated():
         ("allow_private_host", "perhaps"),
     ],
 )
-def test_the_operator_refuses_what_cannot_be_meant_at_parsing_and_before_sending(box, connection, name, value):
+def test_the_operator_refuses_an_invalid_argument_at_parsing_and_before_a_request(box, connection, name, value):
     del connection
     good = {"task_id": "register", "webhook_url": "https://example.com/hook"}
     with pytest.raises(ValueError, match=name):

@@ -1,4 +1,4 @@
-"""What ``explain`` says of each story is what a colleague would say, and what a timeout says is its short form."""
+"""The output of ``explain``, and its short form in the message of a timeout."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PINNED = Path(__file__).with_name("explain")
 COMMAND = "python -m airflow_provider_bankconnect explain"
 NOW = datetime(2025, 3, 6, 13, 0, tzinfo=UTC)
 OTHER_CUSTOMER = "customer-2"
-OPENS = "The sensor opens, whatever on_failed says."
-WAITS = "The sensor goes on waiting, whatever on_failed says."
+PASSES = "The sensor passes, whatever on_failed is."
+WAITS = "The sensor continues to wait, whatever on_failed is."
 ON_FAILED = [
     '  "fail"  the task fails, and is not retried (the default)',
     '  "skip"  the task is skipped',
-    '  "wait"  the sensor goes on waiting',
-    '  "pass"  the sensor opens, and gives the failed rows along with the others',
+    '  "wait"  the sensor continues to wait',
+    '  "pass"  the sensor passes, and returns the failed rows with the others',
 ]
 ASK_BEGUN = "Is the link spelt as the SDK was given it, and has the customer begun?"
 
@@ -43,25 +43,25 @@ def box(request):
 
 @pytest.fixture
 def ask(capsys, connection):  # noqa: ARG001 - the command reads it
-    """Run the command, and give its lines."""
+    """Run the command, and return its lines."""
 
     def ask(*arguments):
         assert main(["explain", *arguments]) == 0
-        said, errors = capsys.readouterr()
+        output, errors = capsys.readouterr()
         assert errors == ""
-        return said.splitlines()
+        return output.splitlines()
 
     return ask
 
 
 @pytest.fixture
 def refused(capsys, connection):  # noqa: ARG001 - the command reads it
-    """Run the command, which cannot ask, and give the one line that it says."""
+    """Run the command, which must fail, and return its one line of error."""
 
     def refused(*arguments):
         assert main(["explain", *arguments]) == 1
-        said, errors = capsys.readouterr()
-        assert said == ""
+        output, errors = capsys.readouterr()
+        assert output == ""
         assert errors.count("\n") == 1
         return errors
 
@@ -69,7 +69,7 @@ def refused(capsys, connection):  # noqa: ARG001 - the command reads it
 
 
 def put(box, time, statement_id, progress="completed", **more):
-    """Put a row of 6 March 2025 into the history."""
+    """Add a row of 6 March 2025 to the history."""
     row = {"link_id": LINK, "entity_id": CUSTOMER, "statement_id": statement_id, "progress": progress, **more}
     box.payload(date_time=datetime.fromisoformat(f"2025-03-06T{time}+00:00"), **row)
 
@@ -102,7 +102,7 @@ def history_silent(box):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 @pytest.mark.usefixtures("connection")
-def test_the_readme_shows_what_explain_says(box, capsys, story, commands):
+def test_explain_prints_what_the_readme_shows(box, capsys, story, commands):
     story(box)
     capsys.readouterr()
     transcript = []
@@ -112,35 +112,35 @@ def test_the_readme_shows_what_explain_says(box, capsys, story, commands):
     assert "\n".join(transcript) == (PINNED / f"{story.__name__}.txt").read_text(encoding="utf-8")
 
 
-def test_two_wrong_passwords_and_nothing_since_is_a_failure_with_the_vendors_words(box, ask):
+def test_an_old_failed_login_is_a_failure_with_the_vendors_reason(box, ask):
     put(box, "12:41:52", "", "failed", reason="Incorrect user ID or password")
     lines = ask("--link", LINK)
     assert lines[0] == (
-        f"FAILED: webhook payloads of link '{LINK}': the newest row is a failure; "
+        f"FAILED: payload history of link '{LINK}': the newest row is a failure; "
         "reasons: 'Incorrect user ID or password'."
     )
-    assert lines[-6:] == ["Missing: 1 completed statement.", "What happens now, on_failed decides:", *ON_FAILED]
+    assert lines[-6:] == ["Missing: 1 completed statement.", "What happens now depends on on_failed:", *ON_FAILED]
 
 
-def test_a_wrong_password_just_now_is_waited_on_and_the_time_of_the_verdict_is_told(box, ask):
+def test_a_new_failed_login_is_pending_and_the_time_when_it_counts_is_named(box, ask):
     box.play(wrong_password())
     lines = ask("--link", LINK)
     assert lines[0].startswith("STILL WAITING: ")
     until = re.fullmatch(
-        r"The sensor goes on waiting\. If nothing better comes until (.{19}) UTC, on_failed decides:", lines[-5]
+        r"The sensor continues to wait\. If no new statement arrives until (.{19}) UTC, on_failed decides:", lines[-5]
     )
     minutes = (datetime.fromisoformat(f"{until[1]}+00:00") - datetime.now(UTC)).total_seconds() / 60
-    assert 29 < minutes <= 30
+    assert 15 < minutes <= 30
     assert lines[-4:] == ON_FAILED
 
 
-def test_a_shorter_failure_grace_is_taken_into_account(box, ask):
+def test_failure_grace_can_be_given(box, ask):
     box.play(statement("march", "failed", after=-600))
     assert ask("--link", LINK)[0].startswith("STILL WAITING: ")
     assert ask("--link", LINK, "--failure-grace", "5")[0].startswith("FAILED: ")
 
 
-def test_of_three_pdfs_the_one_that_failed_is_named_and_what_is_missing(box, ask):
+def test_a_failed_pdf_and_the_number_of_missing_statements_are_named(box, ask):
     put(box, "12:41:00", "january")
     put(box, "12:42:00", "february")
     put(box, "12:43:00", "march", "failed", reason="The file is not a bank statement")
@@ -150,11 +150,11 @@ def test_of_three_pdfs_the_one_that_failed_is_named_and_what_is_missing(box, ask
     assert "Missing: 1 more completed statement." in lines
     put(box, "12:44:00", "march-again")
     lines = ask(*asked)
-    assert lines[0] == f"OPEN: webhook payloads of link '{LINK}': 3 statements completed."
+    assert lines[0] == f"PASSED: payload history of link '{LINK}': 3 statements completed."
     assert lines[4].endswith(": it failed, but enough others are completed")
 
 
-def test_a_statement_that_was_run_again_counts_by_its_newest_row(box, ask):
+def test_a_statement_that_was_processed_again_counts_by_its_newest_row(box, ask):
     put(box, "12:41:00", "march", "failed", reason="The bank did not answer")
     put(box, "12:43:00", "march")
     assert ask("--link", LINK, "--since", "2025-03-06")[3:] == [
@@ -164,15 +164,15 @@ def test_a_statement_that_was_run_again_counts_by_its_newest_row(box, ask):
             "does not count: the same statement has a newer row"
         ),
         "",
-        OPENS,
+        PASSES,
     ]
 
 
-def test_two_entities_are_told_apart(box, ask):
+def test_the_rows_of_two_entities_are_listed_separately(box, ask):
     put(box, "12:41:00", "hers")
     put(box, "12:42:00", "his", entity_id=OTHER_CUSTOMER)
     assert ask("--link", LINK, "--expected-statements", "2") == [
-        f"STILL WAITING: webhook payloads of link '{LINK}': 1 of 2 statements completed.",
+        f"STILL WAITING: payload history of link '{LINK}': 1 of 2 statements completed.",
         "",
         "Entity customer-2, newest first, times in UTC:",
         "  2025-03-06 12:42:00  completed   statement his: counts",
@@ -183,10 +183,10 @@ def test_two_entities_are_told_apart(box, ask):
         WAITS,
         "",
         "To check:",
-        "- Statements of several entities are never added up: entity_id says which is meant.",
+        "- Statements of several entities are never added up: name the right one with entity_id.",
     ]
     assert (
-        "  2025-03-06 12:41:00  completed   statement hers: not in the result: entity customer-2 opens the gate"
+        "  2025-03-06 12:41:00  completed   statement hers: not in the result: entity customer-2 passes the gate"
         in ask("--link", LINK)
     )
     assert "  2025-03-06 12:42:00  completed   statement his: does not count: of another entity, 'customer-2'" in ask(
@@ -194,7 +194,7 @@ def test_two_entities_are_told_apart(box, ask):
     )
 
 
-def test_a_fourth_statement_still_going_is_named(box, ask):
+def test_a_fourth_statement_in_progress_is_named(box, ask):
     for statement_id in ("july", "august", "september"):
         box.play(statement(statement_id, after=-60))
     box.play(statement("october", after=3600))
@@ -202,7 +202,7 @@ def test_a_fourth_statement_still_going_is_named(box, ask):
         "Statements:",
         "  completed   statement august (online): counts",
         "  completed   statement july (online): counts",
-        "  processing  statement october (online): still going",
+        "  processing  statement october (online): in progress",
         "  completed   statement september (online): counts",
         "",
         "Missing: the end of october.",
@@ -210,18 +210,18 @@ def test_a_fourth_statement_still_going_is_named(box, ask):
     ]
 
 
-def test_what_the_history_does_not_know_yet_is_told_from_the_progress(box, ask):
+def test_a_statement_in_progress_without_a_row_is_shown_from_the_progress(box, ask):
     put(box, "12:41:00", "july")
     box.play(statement("august", after=3600))
     lines = ask("--link", LINK, "--expected-statements", "2")
     assert lines[4:6] == [
         "Entity customer-1, known to BankConnect but not in this history:",
-        "  processing  statement august (online): still going: its row comes when it is over",
+        "  processing  statement august (online): in progress: its row comes when it is over",
     ]
     assert "To check:" not in lines
 
 
-def test_that_the_vendor_runs_a_failed_statement_again_is_told_from_the_progress(box, ask):
+def test_a_failed_statement_that_is_processed_again_is_shown_from_the_progress(box, ask):
     box.play(statement("march", "failed", after=-7200))
     assert "march" not in "".join(ask("--link", LINK)[4:])
     box.play(statement("march", after=3600))
@@ -229,28 +229,29 @@ def test_that_the_vendor_runs_a_failed_statement_again_is_told_from_the_progress
     assert lines[0].startswith("FAILED: ")
     assert lines[4:6] == [
         "Entity customer-1, known to BankConnect but not in this history:",
-        "  processing  statement march (online): still going: its row comes when it is over",
+        "  processing  statement march (online): in progress: its row comes when it is over",
     ]
 
 
-def test_a_pdf_without_a_link_is_asked_about(box, ask):
+def test_a_pdf_without_a_link_is_among_the_things_to_check(box, ask):
     box.play(statement("march", link_id=None, mode="pdf"))
     assert ask("--link", LINK) == [
-        f"STILL WAITING: webhook payloads of link '{LINK}': no row at all.",
+        f"STILL WAITING: payload history of link '{LINK}': no row at all.",
         "",
         "Missing: 1 completed statement.",
         WAITS,
         "",
         "To check:",
         f"- BankConnect knows no entity of this link: {ASK_BEGUN[0].lower()}{ASK_BEGUN[1:]}",
-        "- Was a PDF uploaded without the link (no link's history has it, only its entity's progress)?",
+        "- Was a PDF uploaded without the link (then no payload history has it, only the progress of its entity)?",
     ]
     assert (
-        ask("--entity", CUSTOMER)[0] == "OPEN: progress of transactions of entity 'customer-1': 1 statement completed."
+        ask("--entity", CUSTOMER)[0]
+        == "PASSED: progress of transactions of entity 'customer-1': 1 statement completed."
     )
 
 
-def test_where_the_links_entities_cannot_be_asked_everything_is_to_be_checked(box, ask):
+def test_if_the_links_entities_cannot_be_read_all_causes_are_to_be_checked(box, ask):
     box.fault(Fault(kind="status", call="entities"))
     lines = ask("--link", LINK)
     assert lines[-4:-2] == ["To check:", f"- {ASK_BEGUN}"]
@@ -258,17 +259,17 @@ def test_where_the_links_entities_cannot_be_asked_everything_is_to_be_checked(bo
 
 
 @pytest.mark.parametrize("box", [{"unknown_link": "404"}], indirect=True, ids=[""])
-def test_a_404_is_told_beside_what_it_may_mean(ask):
+def test_a_404_is_shown_with_its_possible_meanings(ask):
     lines = ask("--link", LINK)
-    assert lines[0] == f"STILL WAITING: webhook payloads of link '{LINK}': no row at all."
+    assert lines[0] == f"STILL WAITING: payload history of link '{LINK}': no row at all."
     assert lines[-1] == "BankConnect said: webhook_payloads: HTTP 404: unknown, or nothing there yet."
 
 
 @pytest.mark.parametrize("box", [{"timezone": "Asia/Kolkata"}], indirect=True, ids=[""])
-def test_a_wrong_zone_is_named_with_the_one_that_was_used(box, ask):
+def test_a_wrong_timezone_is_named_with_the_one_that_was_used(box, ask):
     box.play(statement("march"))
     lines = ask("--link", LINK)
-    assert lines[0].startswith(f"ERROR: webhook payloads of link '{LINK}': A payload lies 5:")
+    assert lines[0].startswith(f"ERROR: payload history of link '{LINK}': A payload is 5:")
     assert lines[-4:] == [
         "The sensor ends with this error, whatever on_failed and soft_fail say.",
         "",
@@ -277,70 +278,70 @@ def test_a_wrong_zone_is_named_with_the_one_that_was_used(box, ask):
     ]
 
 
-def test_a_failed_statement_of_the_progress_leaves_it_to_on_failed(box, ask):
+def test_for_a_failed_statement_of_the_progress_on_failed_decides(box, ask):
     box.play(statement("march", "failed", reason="The PDF has a password"))
     lines = ask("--entity", CUSTOMER)
     assert lines[0].startswith("FAILED: ")
-    assert lines[-5:] == ["What happens now, on_failed decides:", *ON_FAILED]
+    assert lines[-5:] == ["What happens now depends on on_failed:", *ON_FAILED]
 
 
-def test_an_unknown_entity_is_asked_about(ask):
+def test_an_unknown_entity_is_among_the_things_to_check(ask):
     lines = ask("--entity", "nobody")
     assert lines[0] == "STILL WAITING: progress of transactions of entity 'nobody': no statement at all."
     assert lines[-3].startswith("- Is entity_id right, and has the customer uploaded anything")
 
 
-def test_the_order_in_which_the_vendor_lists_ties_does_not_show(box, ask):
+def test_the_output_does_not_depend_on_the_order_of_rows_of_one_second(box, ask):
     for entity_id in (OTHER_CUSTOMER, CUSTOMER):
         for number, progress in enumerate(("completed", "failed", "completed", "processing")):
             put(box, "12:41:00", f"{entity_id}-{number}", progress, entity_id=entity_id)
             put(box, "12:41:00", f"{entity_id}-{number}", "failed", entity_id=entity_id)
-    said = ask("--link", LINK)
+    lines = ask("--link", LINK)
     box.fault(Fault(kind="shuffle"))
-    assert all(ask("--link", LINK) == said for _ in range(5))
+    assert all(ask("--link", LINK) == lines for _ in range(5))
 
 
-def test_what_the_vendor_says_cannot_steer_a_terminal(box, ask):
-    put(box, "12:41:00", "march", "failed", reason="\x1b[31mred\nOPEN: all is well")
-    assert "  2025-03-06 12:41:00  failed      statement march (?[31mred?OPEN: all is well): it failed" in ask(
+def test_control_characters_of_a_reason_are_replaced(box, ask):
+    put(box, "12:41:00", "march", "failed", reason="\x1b[31mred\nPASSED: all is well")
+    assert "  2025-03-06 12:41:00  failed      statement march (?[31mred?PASSED: all is well): it failed" in ask(
         "--link", LINK
     )
 
 
-def test_a_typo_in_the_base_path_is_named(box, refused, monkeypatch):
+def test_a_wrong_base_path_is_named(box, refused, monkeypatch):
     connection = box.connection
     connection["host"] = connection["host"].replace("bank-connect", "bank-conect")
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
     for arguments in (("--link", LINK), ("--entity", CUSTOMER)):
-        said = refused(*arguments)
-        assert "404" in said
-        assert f"Is the path in the connection's host right ({connection['host']})?" in said
+        error = refused(*arguments)
+        assert "404" in error
+        assert f"Is the path in the connection's host right ({connection['host']})?" in error
 
 
 def test_wrong_keys_are_named_and_not_shown(box, refused, monkeypatch):
     connection = {**box.connection, "password": "a-wrong-hash"}
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
-    said = refused("--link", LINK)
-    assert said.startswith("BankConnectAuthError: webhook_payloads: HTTP 401")
-    assert "a-wrong-hash" not in said
-    assert box.api_key not in said
+    error = refused("--link", LINK)
+    assert error.startswith("BankConnectAuthError: webhook_payloads: HTTP 401")
+    assert "a-wrong-hash" not in error
+    assert box.api_key not in error
 
 
-def test_a_key_that_cannot_be_one_is_named_and_not_shown(box, refused, monkeypatch):
+def test_an_invalid_key_is_named_and_not_shown(box, refused, monkeypatch):
     connection = {**box.connection, "password": "s3cret s3cret"}
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
-    said = refused("--link", LINK)
-    assert "Server Hash" in said
-    assert "s3cret" not in said
+    error = refused("--link", LINK)
+    assert "Server Hash" in error
+    assert "s3cret" not in error
 
 
 @pytest.mark.parametrize("kind", ["status", "reset", "garbage", "half", "redirect"])
-def test_a_vendor_that_does_not_answer_well_is_told_in_one_line(box, refused, kind):
+def test_an_error_of_the_vendor_is_reported_in_one_line(box, refused, kind):
     box.fault(Fault(kind=kind))
     assert refused("--link", LINK).startswith("BankConnect")
 
 
-def test_a_connection_that_is_not_there_is_named(refused):
+def test_a_missing_connection_is_named(refused):
     assert "nowhere" in refused("--conn", "nowhere", "--link", LINK)
 
 
@@ -355,7 +356,7 @@ def test_a_connection_that_is_not_there_is_named(refused):
         (["--link", LINK, "--failure-grace", "soon"], "--failure-grace"),
         (["--link", LINK, "--failure-grace", "nan"], "failure_grace must be"),
         (["--link", LINK, "--failure-grace", "-1"], "failure_grace must not be negative"),
-        (["--link", LINK, "--statement", "a", "--expected-statements", "2"], "would never open"),
+        (["--link", LINK, "--statement", "a", "--expected-statements", "2"], "could never pass"),
         (["--link", LINK, "--analysis", "identity"], "--analysis goes with --entity alone"),
         (["--entity", CUSTOMER, "--analysis", "fraud"], "analysis must be one of"),
         (["--entity", CUSTOMER, "--since", "2025-03-06"], "--since goes with --link"),
@@ -363,7 +364,7 @@ def test_a_connection_that_is_not_there_is_named(refused):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_asked(box, capsys, arguments, named):
+def test_invalid_arguments_are_refused_before_a_request(box, capsys, arguments, named):
     with pytest.raises(SystemExit) as ended:
         main(["explain", *arguments])
     assert ended.value.code == 2
@@ -371,13 +372,13 @@ def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_asked(box
     assert box.requests == []
 
 
-def test_help_says_what_can_be_asked_and_what_the_exit_code_means(capsys):
+def test_help_describes_the_options_and_the_exit_code(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["explain", "--help"])
     assert ended.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     for words in ("--link", "--entity", "--since", "Exit code: 0 when BankConnect could be asked"):
-        assert words in said
+        assert words in text
 
 
 @pytest.mark.usefixtures("connection")
@@ -389,11 +390,11 @@ def test_the_command_writes_the_page_to_stdout_and_nothing_else(box):
     assert done.stdout == pinned.partition("\n")[2]
 
 
-HEADINGS = {"passed": "OPEN: ", "pending": "STILL WAITING: ", "failed": "FAILED: ", "timezone": "ERROR: "}
+HEADINGS = {"passed": "PASSED: ", "pending": "STILL WAITING: ", "failed": "FAILED: ", "timezone": "ERROR: "}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
-def test_every_case_of_the_gates_rules_is_explained_alike_in_whatever_order_it_comes(case):
+def test_each_case_of_the_gates_rules_has_one_explanation_independent_of_order(case):
     gate, rows = HistoryGate(expectation(case, NOW)), payloads(case, NOW)
     page = explain(gate, rows, NOW)
     assert page.startswith(HEADINGS[case.state])
@@ -403,7 +404,7 @@ def test_every_case_of_the_gates_rules_is_explained_alike_in_whatever_order_it_c
         assert sorted(counted) == sorted(case.result)
 
 
-def test_a_row_that_comes_twice_counts_once(box, ask):
+def test_a_repeated_row_counts_once(box, ask):
     for _ in range(2):
         put(box, "12:41:00", "march")
     assert ask("--link", LINK)[3:5] == [
@@ -416,10 +417,10 @@ def short(gate, *rows):
     return in_short(gate, gate.judge(rows, NOW))
 
 
-def test_the_short_form_of_an_empty_history_says_what_to_check():
+def test_the_short_form_for_an_empty_history_says_what_to_check():
     assert short(HistoryGate(Expectation(link_id=LINK))) == (
-        "no row in sight (to check: is the link spelt as the SDK was given it, and has the customer begun; "
-        "was a PDF uploaded without the link (no link's history has it, only its entity's progress); "
+        "no row that counts (to check: is the link spelt as the SDK was given it, and has the customer begun; "
+        "was a PDF uploaded without the link (then no payload history has it, only the progress of its entity); "
         "is the webhook endpoint registered, with webhook_mode 1 for PDFs "
         "(an update that leaves it out resets it to 0))"
     )
@@ -428,12 +429,12 @@ def test_the_short_form_of_an_empty_history_says_what_to_check():
 def test_the_short_form_asks_for_since_first_where_it_is_given():
     gate = HistoryGate(Expectation(link_id=LINK, since=NOW - timedelta(hours=1)))
     assert short(gate).startswith(
-        "no row in sight (to check: is since right, and is the connection's timezone that of BankConnect's times; "
+        "no row that counts (to check: is since right, and is the connection's timezone that of BankConnect's times; "
     )
 
 
-def test_the_short_form_of_an_empty_progress_says_what_to_check():
+def test_the_short_form_for_an_empty_progress_says_what_to_check():
     assert short(ProgressGate(Expectation(entity_id=CUSTOMER))) == (
-        "no statement in sight (to check: is entity_id right, and has the customer uploaded anything "
-        "(a failed login never shows here, only among the link's webhook payloads))"
+        "no statement that counts (to check: is entity_id right, and has the customer uploaded anything "
+        "(a failed login never shows here, only in the link's payload history))"
     )

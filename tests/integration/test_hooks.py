@@ -1,4 +1,4 @@
-"""Both hooks over real TLS: what is sent, what is read, and what becomes of every bad answer."""
+"""Both hooks over real TLS: requests, answers, and the error of every bad answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import requests
 from airflow.providers.common.compat.sdk import AirflowException, redact
 
 from airflow_provider_bankconnect.api import (
@@ -22,7 +23,6 @@ from airflow_provider_bankconnect.api import (
     BankConnectServerError,
     WebhookMode,
 )
-from airflow_provider_bankconnect.hooks import bankconnect as hooks
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook, BankConnectHook
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
 
@@ -38,7 +38,7 @@ both = pytest.mark.parametrize("ask", ["sync", "async"], indirect=True)
 
 @pytest.fixture
 def ask(request):
-    """Call a reading method of the one hook or the other, once, without retries."""
+    """Call a reading method of one of the hooks, once, without retries."""
 
     def synchronously(method, *arguments):
         with BankConnectHook(max_retries=0) as hook:
@@ -55,7 +55,7 @@ def ask(request):
 
 @pytest.fixture
 def naps(monkeypatch):
-    """Note how long the hook would sleep between two tries, and do not sleep."""
+    """Record how long the hook would sleep between two attempts, and do not sleep."""
     taken = []
     monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=taken.append))
     return taken
@@ -82,7 +82,7 @@ def test_payloads_come_newest_first_with_times_in_utc(box, ask):
 @pytest.mark.parametrize(
     "link", ["a", "loan 4711", "a/b&c=d#e%2F?f+g", "ünïcödé 銀行 🏦", "x" * 500, "/ & # % ? " * 50, "..", "...a"]
 )
-def test_a_link_arrives_unchanged_whatever_is_in_it(box, ask, link):
+def test_link_id_of_any_characters_arrives_unchanged(box, ask, link):
     if link == "..":
         with pytest.raises(ValueError, match="link_id"):
             ask("get_webhook_payloads", link)
@@ -96,7 +96,7 @@ def test_a_link_arrives_unchanged_whatever_is_in_it(box, ask, link):
 @pytest.mark.parametrize(
     "entity", ["../update_webhook", "a/b", "e?x=1", "e#f", "%2e%2e", "e/../../x", "..;", "e\\..\\f"]
 )
-def test_an_entity_id_never_reaches_another_path(box, ask, entity):
+def test_entity_id_never_reaches_another_path(box, ask, entity):
     with pytest.raises(BankConnectNotFoundError):
         ask("get_progress", entity)
     (request,) = box.requests
@@ -106,8 +106,8 @@ def test_an_entity_id_never_reaches_another_path(box, ask, entity):
 
 
 @both
-@pytest.mark.parametrize("link", ["", " ", None, "None", ".", 7])
-def test_a_link_that_might_mean_everybody_is_refused_and_nothing_is_sent(box, ask, link):
+@pytest.mark.parametrize("link", ["", " ", None, "None", ".", ["L"]])
+def test_invalid_link_id_is_refused_and_nothing_is_sent(box, ask, link):
     with pytest.raises(ValueError, match="link_id"):
         ask("get_webhook_payloads", link)
     assert box.requests == []
@@ -126,7 +126,7 @@ def test_wrong_keys_are_an_auth_error_after_one_request(box, ask, status):
     assert box.server_hash not in repr(raised.value)
 
 
-def test_wrong_keys_are_never_tried_again(box, monkeypatch):
+def test_wrong_keys_are_not_retried(box, monkeypatch):
     wrong = json.dumps(box.connection | {"password": "wrong-server-hash"})
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", wrong)
     with BankConnectHook() as hook, pytest.raises(BankConnectAuthError) as raised:
@@ -136,7 +136,7 @@ def test_wrong_keys_are_never_tried_again(box, monkeypatch):
 
 
 @both
-def test_a_redirect_is_an_error_and_the_keys_do_not_go_along(box, ask):
+def test_redirect_is_an_error_and_the_keys_are_not_sent_there(box, ask):
     with Sandbox(api_key=box.api_key, server_hash=box.server_hash) as elsewhere:
         box.fault(Fault(kind="redirect", url=f"{elsewhere.url}/entity/webhook_payloads/?link_id=L"))
         with pytest.raises(BankConnectResponseError, match="redirect"):
@@ -167,19 +167,19 @@ def test_a_redirect_is_an_error_and_the_keys_do_not_go_along(box, ask):
         f"{value.kind}-{value.status if value.kind == 'status' else value.body}" if hasattr(value, "kind") else None
     ),
 )
-def test_every_bad_answer_is_the_error_that_it_is_after_one_request(box, ask, fault, error):
+def test_every_bad_answer_has_its_error_after_one_request(box, ask, fault, error):
     box.fault(fault)
     with pytest.raises(error) as raised:
         ask("get_webhook_payloads", "L")
     assert type(raised.value) is error
     assert "webhook_payloads" in str(raised.value)
-    # aiohttp itself sends a GET once more where a connection closed without an answer: it may have been a kept one.
+    # aiohttp itself repeats a GET once when a connection closes without an answer: a kept one may have been idle.
     again = fault.kind == "reset" and isinstance(ask, partial)
     assert len(box.requests) == (2 if again else 1)
 
 
 @both
-def test_retry_after_is_told_in_both_its_forms(box, ask):
+def test_retry_after_is_read_in_both_its_forms(box, ask):
     box.fault(Fault(kind="status", status=429, retry_after=7, times=1))
     with pytest.raises(BankConnectRateLimitError) as raised:
         ask("get_webhook_payloads", "L")
@@ -191,7 +191,7 @@ def test_retry_after_is_told_in_both_its_forms(box, ask):
 
 
 @both
-def test_an_answer_that_does_not_come_in_time_is_a_connection_error(box, ask, monkeypatch):
+def test_late_answer_is_a_connection_error(box, ask, monkeypatch):
     quick = box.connection | {"extra": box.connection["extra"] | {"timeout": 0.3}}
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(quick))
     box.fault(Fault(kind="delay", seconds=2, times=1))
@@ -200,7 +200,7 @@ def test_an_answer_that_does_not_come_in_time_is_a_connection_error(box, ask, mo
 
 
 @both
-def test_nobody_there_is_a_connection_error_that_says_so(ask, box, monkeypatch):
+def test_refused_connection_is_a_connection_error(ask, box, monkeypatch):
     monkeypatch.setenv(
         "AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | {"host": "https://localhost:1/bank-connect/v1"})
     )
@@ -209,7 +209,7 @@ def test_nobody_there_is_a_connection_error_that_says_so(ask, box, monkeypatch):
 
 
 @both
-def test_a_certificate_that_does_not_verify_is_told_apart_and_nothing_is_sent(box, ask, monkeypatch):
+def test_unverified_certificate_has_its_own_error_and_nothing_is_sent(box, ask, monkeypatch):
     extra = {name: value for name, value in box.connection["extra"].items() if name != "verify"}
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | {"extra": extra}))
     with pytest.raises(BankConnectCertificateError, match="verify"):
@@ -218,7 +218,7 @@ def test_a_certificate_that_does_not_verify_is_told_apart_and_nothing_is_sent(bo
 
 
 @both
-def test_the_connections_own_ca_bundle_holds_whatever_the_environment_says(box, ask, monkeypatch, tmp_path):
+def test_ca_bundle_of_the_connection_replaces_that_of_the_environment(box, ask, monkeypatch, tmp_path):
     with Sandbox() as other:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", other.ca_file)
         monkeypatch.setenv("CURL_CA_BUNDLE", other.ca_file)
@@ -228,7 +228,7 @@ def test_the_connections_own_ca_bundle_holds_whatever_the_environment_says(box, 
 
 
 @both
-def test_without_one_of_its_own_the_usual_trust_is_that_of_requests(box, ask, monkeypatch):
+def test_default_authorities_are_those_of_requests(box, ask, monkeypatch):
     extra = {name: value for name, value in box.connection["extra"].items() if name != "verify"}
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | {"extra": extra}))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", box.ca_file)
@@ -250,7 +250,7 @@ def test_without_one_of_its_own_the_usual_trust_is_that_of_requests(box, ask, mo
     ],
     ids=str,
 )
-def test_a_bad_connection_is_one_error_that_names_it_and_the_field_and_nothing_is_sent(
+def test_invalid_connection_is_an_error_that_names_it_and_the_field_and_nothing_is_sent(
     box, ask, monkeypatch, change, field
 ):
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | change))
@@ -263,7 +263,7 @@ def test_a_bad_connection_is_one_error_that_names_it_and_the_field_and_nothing_i
 
 
 @both
-def test_no_connection_is_an_error_that_names_it(ask, monkeypatch, tmp_path):
+def test_missing_connection_is_an_error_that_names_it(ask, monkeypatch, tmp_path):
     monkeypatch.delenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT")
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(Exception, match="bankconnect_default"):
@@ -271,7 +271,7 @@ def test_no_connection_is_an_error_that_names_it(ask, monkeypatch, tmp_path):
 
 
 @both
-def test_an_answer_larger_than_the_limit_is_not_read_on(box, ask, monkeypatch):
+def test_answer_larger_than_the_limit_is_refused(box, ask, monkeypatch):
     monkeypatch.setattr("airflow_provider_bankconnect.api.MAX_ANSWER_BYTES", 200_000)
     box.fault(Fault(kind="garbage", body="x" * 400_000))
     with pytest.raises(BankConnectResponseError, match="larger than"):
@@ -279,7 +279,7 @@ def test_an_answer_larger_than_the_limit_is_not_read_on(box, ask, monkeypatch):
 
 
 @both
-def test_the_transactions_come_whole_once_they_are_ready(box, ask):
+def test_transactions_are_returned_whole_when_they_are_ready(box, ask):
     box.play(Statement(link_id="L", entity_id="e", statement_id="s", after=0, transactions=12))
     answer = ask("get_transactions", "e")
     assert len(answer["transactions"]) == 12
@@ -288,7 +288,7 @@ def test_the_transactions_come_whole_once_they_are_ready(box, ask):
 
 
 @both
-def test_the_transactions_are_refused_while_that_very_answer_is_not_ready(box, ask):
+def test_transactions_are_refused_while_a_statement_is_in_progress(box, ask):
     box.play(Statement(link_id="L", entity_id="e", statement_id="s1", after=0))
     box.play(Statement(link_id="L", entity_id="e", statement_id="s2", after=60))
     with pytest.raises(BankConnectNotReadyError, match="1 of 2"):
@@ -296,7 +296,7 @@ def test_the_transactions_are_refused_while_that_very_answer_is_not_ready(box, a
 
 
 @both
-def test_the_entities_of_a_link_come_from_all_pages(box, ask):
+def test_entities_of_all_pages_are_returned(box, ask):
     for number in range(23):
         box.play(Statement(link_id="L", entity_id=f"e{number}", after=0))
     box.play(Statement(link_id="M", entity_id="other", after=0))
@@ -304,7 +304,7 @@ def test_the_entities_of_a_link_come_from_all_pages(box, ask):
     assert [request.query["page"] for request in box.calls("entities")] == ["1", "2", "3"]
 
 
-def test_the_hook_tries_again_with_full_jitter_at_most_three_times(box, naps):
+def test_hook_retries_with_full_jitter_at_most_three_times(box, naps):
     box.fault(Fault(kind="status", status=503))
     with BankConnectHook() as hook, pytest.raises(BankConnectServerError):
         hook.get_webhook_payloads("L")
@@ -314,7 +314,7 @@ def test_the_hook_tries_again_with_full_jitter_at_most_three_times(box, naps):
 
 
 @pytest.mark.parametrize(("asked", "slept"), [(5, 5), (59, 59), (3600, 60)])
-def test_the_hook_waits_as_long_as_it_is_asked_to_up_to_a_minute(box, naps, asked, slept):
+def test_hook_waits_for_the_retry_after_up_to_a_minute(box, naps, asked, slept):
     box.fault(Fault(kind="status", status=429, retry_after=asked, times=1))
     with BankConnectHook() as hook:
         assert hook.get_webhook_payloads("L") == []
@@ -322,7 +322,7 @@ def test_the_hook_waits_as_long_as_it_is_asked_to_up_to_a_minute(box, naps, aske
 
 
 @pytest.mark.parametrize("kind", ["reset", "half"])
-def test_the_hook_outlives_a_broken_connection(box, naps, kind):
+def test_hook_retries_after_a_broken_connection(box, naps, kind):
     box.fault(Fault(kind=kind, times=2))
     with BankConnectHook() as hook:
         assert hook.get_webhook_payloads("L") == []
@@ -330,14 +330,14 @@ def test_the_hook_outlives_a_broken_connection(box, naps, kind):
 
 
 @pytest.mark.parametrize("fault", [Fault(kind="status", status=404), Fault(kind="garbage"), Fault(kind="redirect")])
-def test_the_hook_does_not_try_again_what_will_not_get_better(box, naps, fault):
+def test_hook_does_not_retry_permanent_errors(box, naps, fault):
     box.fault(fault)
     with BankConnectHook() as hook, pytest.raises(BankConnectError):
         hook.get_webhook_payloads("L")
     assert (len(box.requests), naps) == (1, [])
 
 
-def test_the_endpoint_is_registered_with_its_mode_and_retried_for_twice_is_the_same_as_once(box, naps):
+def test_endpoint_is_registered_with_its_mode_and_retried(box, naps):
     box.fault(Fault(kind="status", call="update_webhook", status=503, times=1))
     with BankConnectHook() as hook:
         hook.update_webhook(box.inbox_url, WebhookMode.NET_BANKING_AND_MANUAL, allow_private_host=True)
@@ -347,13 +347,13 @@ def test_the_endpoint_is_registered_with_its_mode_and_retried_for_twice_is_the_s
     assert json.loads(box.calls("update_webhook")[-1].body) == {"webhook_url": box.inbox_url, "webhook_mode": 0}
 
 
-def test_a_private_endpoint_is_refused_before_anything_is_sent(box):
+def test_private_endpoint_is_refused_before_anything_is_sent(box):
     with BankConnectHook() as hook, pytest.raises(ValueError, match="webhook_url"):
         hook.update_webhook(box.inbox_url)
     assert box.requests == []
 
 
-def test_the_session_takes_the_keys_to_the_base_url_and_nowhere_else(box):
+def test_session_sends_the_keys_only_to_the_base_url(box):
     with BankConnectHook() as hook:
         session = hook.get_conn()
         session.get(f"{box.url}/entity/webhook_payloads/", params={"link_id": "L"})
@@ -364,11 +364,11 @@ def test_the_session_takes_the_keys_to_the_base_url_and_nowhere_else(box):
                 f"{elsewhere.url}/entity/e/",
                 box.url.replace("/bank-connect/v1", "/bank-connect/v1x/entity/e/"),
             ):
-                prepared = session.prepare_request(hooks.requests.Request("GET", url))
+                prepared = session.prepare_request(requests.Request("GET", url))
                 assert not {"x-api-key", "server-hash"} & {name.lower() for name in prepared.headers}
 
 
-def test_the_session_follows_no_redirect_though_it_is_asked_to(box):
+def test_session_follows_no_redirect_even_with_allow_redirects(box):
     with Sandbox() as elsewhere, BankConnectHook() as hook:
         box.fault(Fault(kind="redirect", url=f"{elsewhere.url}/entity/e/"))
         answer = hook.get_conn().get(f"{box.url}/entity/e/", allow_redirects=True)
@@ -376,11 +376,11 @@ def test_the_session_follows_no_redirect_though_it_is_asked_to(box):
         assert elsewhere.requests == []
 
 
-def test_the_session_has_the_connections_timeout_where_none_is_given(box, monkeypatch):
+def test_session_uses_the_timeout_of_the_connection_by_default(box, monkeypatch):
     quick = box.connection | {"extra": box.connection["extra"] | {"timeout": 0.3}}
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(quick))
     box.fault(Fault(kind="delay", seconds=2, times=1))
-    with BankConnectHook() as hook, pytest.raises(hooks.requests.Timeout):
+    with BankConnectHook() as hook, pytest.raises(requests.Timeout):
         hook.get_conn().get(f"{box.url}/entity/e/")
 
 
@@ -406,7 +406,7 @@ def test_one_session_serves_all_calls_of_an_async_hook(box):
     [({}, True), ({"password": "wrong"}, False), ({"host": "https://localhost:1"}, False), ({"password": None}, False)],
     ids=str,
 )
-def test_the_test_button_says_whether_both_keys_are_good(box, monkeypatch, change, good):
+def test_test_button_reports_whether_both_keys_are_accepted(box, monkeypatch, change, good):
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | change))
     status, message = BankConnectHook().test_connection()
     assert status is good
@@ -414,22 +414,22 @@ def test_the_test_button_says_whether_both_keys_are_good(box, monkeypatch, chang
     assert box.api_key not in message
 
 
-def test_the_test_button_takes_an_unknown_link_for_good_and_a_page_for_bad(box):
+def test_test_button_accepts_a_404_and_fails_on_an_undocumented_answer(box):
     box.fault(Fault(kind="status", status=404, times=1))
     assert BankConnectHook().test_connection()[0] is True
     box.fault(Fault(kind="garbage", times=1))
     assert BankConnectHook().test_connection()[0] is False
 
 
-def test_the_test_button_tells_of_a_path_that_answers_404_to_everything(box, monkeypatch):
+def test_test_button_reports_a_path_that_answers_404_to_every_call(box, monkeypatch):
     host = box.url.replace("bank-connect", "bank-conect")
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | {"host": host}))
     assert "check the path" in BankConnectHook().test_connection()[1]
 
 
 @both
-def test_both_keys_are_masked_from_then_on(box, ask):
+def test_both_keys_are_masked_after_a_call(box, ask):
     ask("get_webhook_payloads", "L")
-    said = redact(f"{box.api_key} and {box.server_hash}")
-    assert box.api_key not in said
-    assert box.server_hash not in said
+    redacted = redact(f"{box.api_key} and {box.server_hash}")
+    assert box.api_key not in redacted
+    assert box.server_hash not in redacted

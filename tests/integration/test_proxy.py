@@ -1,4 +1,4 @@
-"""Where the environment names a proxy, deferred waits go through it, as the worker's own calls do."""
+"""Deferred waits use the proxy of the environment, as the worker's calls do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("connection")
 
 @pytest.fixture
 async def proxy(monkeypatch):
-    """A proxy that notes what it is asked for; the machine's own settings do not count."""
+    """A proxy that records its requests, in place of the machine's own settings."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -55,7 +55,7 @@ async def ask():
         return await hook.get_webhook_payloads("l")
 
 
-async def test_both_go_through_the_proxy_with_its_user_and_the_keys_stay_inside_the_tunnel(proxy, box):
+async def test_both_hooks_use_the_proxy_with_its_user_and_it_sees_no_keys(proxy, box):
     assert await asyncio.to_thread(ask_in_sync) == await ask() == []
     assert [head[0].rpartition(" ")[0] for head in proxy] == [f"CONNECT localhost:{box.port}"] * 2
     for head in proxy:
@@ -63,14 +63,14 @@ async def test_both_go_through_the_proxy_with_its_user_and_the_keys_stay_inside_
         assert not any(box.api_key in line or box.server_hash in line for line in head)
 
 
-async def test_neither_goes_through_it_where_no_proxy_says_so(proxy, monkeypatch):
+async def test_neither_hook_uses_the_proxy_for_hosts_in_no_proxy(proxy, monkeypatch):
     monkeypatch.setenv("no_proxy", "localhost")
     assert await asyncio.to_thread(ask_in_sync) == await ask() == []
     assert proxy == []
 
 
 @pytest.mark.parametrize("kind", ["https", "socks5"])
-async def test_a_proxy_that_aiohttp_cannot_use_is_told_and_left_out(proxy, monkeypatch, caplog, kind):
+async def test_proxy_that_aiohttp_cannot_use_is_logged_and_ignored(proxy, monkeypatch, caplog, kind):
     monkeypatch.setenv("https_proxy", f"{kind}://user:word@127.0.0.1:1")
     assert await ask() == []
     assert "without the environment's proxy" in caplog.text
@@ -78,7 +78,7 @@ async def test_a_proxy_that_aiohttp_cannot_use_is_told_and_left_out(proxy, monke
     assert proxy == []
 
 
-async def test_a_netrc_adds_nothing_to_a_poll(proxy, box, tmp_path, monkeypatch):
+async def test_netrc_adds_nothing_to_a_poll(proxy, box, tmp_path, monkeypatch):
     monkeypatch.delenv("https_proxy")
     (tmp_path / "netrc").write_text("machine localhost login someone password else\n", encoding="utf-8")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -1,4 +1,4 @@
-"""Days in the life of a lender, each in poke, reschedule and deferred mode. The README's recipes are made from them."""
+"""What customers do and what becomes of the task, in poke, reschedule and deferred mode; the README's recipes."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ def script():
 
 @pytest.fixture
 def box(script, request):
-    with Sandbox(on_event=script.hear, **getattr(request, "param", {})) as sandbox:
+    with Sandbox(on_event=script.on_event, **getattr(request, "param", {})) as sandbox:
         yield sandbox
 
 
 @pytest.fixture(params=MODES)
-def story(request, box, script, connection, fast):  # noqa: ARG001 - they make the world that it is told in
+def story(request, box, script, connection, fast):  # noqa: ARG001 - they set up its environment
     return Story(box, request.param, script)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """An hour's outage in a second: nobody backs off for long."""
+    """Make back-offs short, so that many errors take a second."""
     monkeypatch.setattr("airflow_provider_bankconnect.api.MAX_BACKOFF", 0.02)
     monkeypatch.setattr("airflow_provider_bankconnect.triggers.poller._RETURN_SECONDS", 0.02)
 
 
 @pytest.fixture
 def log(capsys, caplog):
-    """What was logged since it was read last: Airflow 3 writes it out, Airflow 2 hands it to ``logging``."""
+    """Return what was logged since the last call: Airflow 3 logs to stdout, Airflow 2 to ``logging``."""
     caplog.set_level("INFO")
 
     def read():
-        said = capsys.readouterr().out + caplog.text
+        text = capsys.readouterr().out + caplog.text
         caplog.clear()
-        return said
+        return text
 
     return read
 
 
-def test_a_wrong_password_twice_and_then_success_opens_the_gate(story):
-    story.after_each_look(wrong_password(), wrong_password(), statement("october"))
+def test_two_failed_logins_and_then_a_success_pass_the_gate(story):
+    story.after_each_poke(wrong_password(), wrong_password(), statement("october"))
     outcome = story.wait(link_id=LINK)
     assert outcome.state == "success"
     assert outcome.ids == ["october"]
 
 
 @pytest.mark.parametrize(("on_failed", "state"), [("fail", "failed"), ("skip", "skipped"), ("pass", "success")])
-def test_a_wrong_password_twice_and_no_more_is_a_failure_for_on_failed_to_judge(story, on_failed, state):
+def test_two_old_failed_logins_are_a_failure_and_on_failed_decides(story, on_failed, state):
     date_time = datetime.now(UTC) - timedelta(hours=3)
     for reason in ("Incorrect user ID or password", "The account is locked"):
         story.box.payload(
@@ -81,18 +81,18 @@ def test_a_wrong_password_twice_and_no_more_is_a_failure_for_on_failed_to_judge(
         assert "'Incorrect user ID or password', 'The account is locked'" in outcome.message
 
 
-def test_three_pdfs_one_fails_and_is_uploaded_again_under_a_new_id(story):
+def test_three_pdfs_pass_after_a_failed_one_is_uploaded_again_under_a_new_id(story):
     for statement_id, progress in (("july", "completed"), ("august", "completed"), ("september", "failed")):
         story.box.play(statement(statement_id, progress, mode="pdf"))
-    story.after_each_look(None, statement("september-again", mode="pdf"))
+    story.after_each_poke(None, statement("september-again", mode="pdf"))
     outcome = story.wait(link_id=LINK, expected_statements=3)
     assert outcome.state == "success"
     assert sorted(outcome.ids) == ["august", "july", "september-again"]
 
 
-def test_a_failed_statement_that_the_vendor_runs_again_opens_the_gate_when_it_completes(story):
+def test_a_failed_statement_passes_the_gate_when_it_is_processed_again_and_completes(story):
     story.box.play(statement("october", "failed", reason="The bank did not answer"))
-    story.after_each_look(None, statement("october"))
+    story.after_each_poke(None, statement("october"))
     outcome = story.wait(link_id=LINK)
     assert outcome.state == "success"
     assert [(row["statement_id"], row["progress"], row["reason"]) for row in outcome.rows] == [
@@ -100,56 +100,56 @@ def test_a_failed_statement_that_the_vendor_runs_again_opens_the_gate_when_it_co
     ]
 
 
-def test_a_failure_of_this_morning_is_outlived_with_wait_and_completes_when_the_vendor_runs_it_again(story):
+def test_with_on_failed_wait_an_old_failure_does_not_end_the_wait(story):
     story.box.play(statement("october", "failed", after=-3 * HOUR))
-    story.after_each_look(None, statement("october"))
+    story.after_each_poke(None, statement("october"))
     outcome = story.wait(link_id=LINK, on_failed="wait")
     assert outcome.state == "success"
     assert outcome.ids == ["october"]
 
 
-def test_a_progress_has_no_times_so_that_a_failure_in_it_counts_at_once_unless_on_failed_is_wait(story):
+def test_a_failure_in_the_progress_counts_at_once_unless_on_failed_is_wait(story):
     story.box.play(statement("october", "failed", reason="The bank did not answer"))
     outcome = story.wait(entity_id=CUSTOMER)
     assert outcome.state == "failed"
     assert "The bank did not answer" in outcome.message
-    story.after_each_look(None, statement("october"))
+    story.after_each_poke(None, statement("october"))
     outcome = story.wait(entity_id=CUSTOMER, on_failed="wait")
     assert outcome.state == "success"
     assert outcome.ids == ["october"]
 
 
-def test_a_failure_of_this_morning_fails_the_task_with_the_vendors_words(story):
+def test_an_old_failure_fails_the_task_with_the_vendors_reason(story):
     story.box.play(statement("october", "failed", after=-3 * HOUR, reason="The PDF has a password"))
     outcome = story.wait(link_id=LINK)
     assert outcome.state == "failed"
     assert "The PDF has a password" in outcome.message
 
 
-def test_next_months_run_without_since_opens_at_once_on_last_months_statement(story):
+def test_without_since_next_months_run_passes_at_once_on_last_months_statement(story):
     story.box.play(statement("october", after=-30 * DAY))
     outcome = story.wait(link_id=LINK)
     assert outcome.state == "success"
-    assert outcome.ids == ["october"], "documented: without since a link that is used again opens on old rows"
-    assert story.looks == 1
+    assert outcome.ids == ["october"], "documented: without since a link that is used again passes on old rows"
+    assert story.pokes == 1
 
 
-def test_next_months_run_with_since_waits_for_the_new_statement(story):
+def test_with_since_next_months_run_waits_for_the_new_statement(story):
     story.box.play(statement("october", after=-30 * DAY))
-    story.after_each_look(None, None, statement("november"))
+    story.after_each_poke(None, None, statement("november"))
     outcome = story.wait(link_id=LINK, since=datetime.now(UTC) - timedelta(hours=1))
     assert outcome.state == "success"
     assert outcome.ids == ["november"]
 
 
-def test_next_months_run_that_times_out_asks_whether_since_is_right(story):
+def test_the_timeout_of_a_run_with_since_asks_whether_since_is_right(story):
     story.box.play(statement("october", after=-30 * DAY))
     outcome = story.wait(link_id=LINK, since=datetime.now(UTC) - timedelta(hours=1), timeout=0.1)
     assert outcome.state == "failed"
     assert "since" in outcome.message
 
 
-def test_two_entities_on_one_link_are_never_added_up(story):
+def test_statements_of_two_entities_on_one_link_are_never_added_up(story):
     story.box.play(statement("hers"))
     story.box.play(statement("his", entity_id=OTHER_CUSTOMER))
     outcome = story.wait(link_id=LINK, expected_statements=2, timeout=0.1)
@@ -157,28 +157,28 @@ def test_two_entities_on_one_link_are_never_added_up(story):
     assert "1 of 2 statements completed (statements of several entities are never added up)" in outcome.message
 
 
-def test_of_two_entities_on_one_link_entity_id_picks_one(story):
+def test_entity_id_selects_one_of_two_entities_on_one_link(story):
     story.box.play(statement("hers", after=-60))
     story.box.play(statement("his", entity_id=OTHER_CUSTOMER))
     assert story.wait(link_id=LINK, entity_id=CUSTOMER).ids == ["hers"]
     assert story.wait(link_id=LINK, entity_id=OTHER_CUSTOMER).ids == ["his"]
 
 
-def test_of_two_entities_on_one_link_the_one_with_enough_statements_opens_the_gate(story):
+def test_the_entity_with_enough_statements_passes_the_gate(story):
     story.box.play(statement("hers"))
     story.box.play(statement("his-first", entity_id=OTHER_CUSTOMER, after=-60))
-    story.after_each_look(None, statement("his-second", entity_id=OTHER_CUSTOMER))
+    story.after_each_poke(None, statement("his-second", entity_id=OTHER_CUSTOMER))
     outcome = story.wait(link_id=LINK, expected_statements=2)
     assert outcome.state == "success"
     assert outcome.ids == ["his-second", "his-first"]
 
 
-def test_a_fourth_statement_that_begins_while_three_are_awaited_is_waited_for_in_the_progress(story):
+def test_the_progress_gate_waits_for_a_fourth_statement_that_begins_before_three_are_done(story):
     for statement_id in ("july", "august"):
         story.box.play(statement(statement_id))
     story.box.play(statement("september", after=HOUR))
-    # The third is done at the very moment at which the fourth begins.
-    story.after_each_look(
+    # The third ends when the fourth begins.
+    story.after_each_poke(
         None,
         lambda: [story.box.play(statement("september")), story.box.play(statement("october", after=HOUR))],
         None,
@@ -189,21 +189,21 @@ def test_a_fourth_statement_that_begins_while_three_are_awaited_is_waited_for_in
     assert sorted(outcome.ids) == ["august", "july", "october", "september"]
 
 
-def test_a_fourth_statement_is_not_in_the_history_before_it_is_over(story):
+def test_the_history_gate_passes_before_the_end_of_a_fourth_statement(story):
     for statement_id in ("july", "august"):
         story.box.play(statement(statement_id))
     story.box.play(statement("october", after=HOUR))
-    story.after_each_look(None, statement("september"))
+    story.after_each_poke(None, statement("september"))
     outcome = story.wait(link_id=LINK, expected_statements=3)
     assert outcome.state == "success"
     assert sorted(outcome.ids) == ["august", "july", "september"]
 
 
-def test_a_fourth_statement_that_the_history_calls_processing_is_waited_for(story):
+def test_the_history_gate_waits_for_a_fourth_statement_that_it_shows_as_processing(story):
     for statement_id in ("july", "august", "september"):
         story.box.play(statement(statement_id))
     story.box.payload(link_id=LINK, entity_id=CUSTOMER, statement_id="october", progress="processing")
-    story.after_each_look(None, statement("october"))
+    story.after_each_poke(None, statement("october"))
     outcome = story.wait(link_id=LINK, expected_statements=3)
     assert outcome.state == "success"
     assert sorted(outcome.ids) == ["august", "july", "october", "september"]
@@ -216,9 +216,9 @@ def test_a_pdf_without_a_link_is_never_in_the_history(story):
     assert "no row" in outcome.message
 
 
-def test_a_pdf_without_a_link_is_seen_by_the_progress_sensor(story):
+def test_a_pdf_without_a_link_passes_the_progress_gate(story):
     story.box.play(statement("uploaded", link_id=None, mode="pdf", after=HOUR))
-    story.after_each_look(None, statement("uploaded", link_id=None, mode="pdf"))
+    story.after_each_poke(None, statement("uploaded", link_id=None, mode="pdf"))
     outcome = story.wait(entity_id=CUSTOMER)
     assert outcome.state == "success"
     assert outcome.ids == ["uploaded"]
@@ -226,7 +226,7 @@ def test_a_pdf_without_a_link_is_seen_by_the_progress_sensor(story):
 
 @pytest.fixture
 def mode_was_reset(box, connection):  # noqa: ARG001 - the hook reads it
-    """Somebody registered the endpoint for PDFs too; somebody else registered it again, and reset the mode."""
+    """Register the endpoint with the mode for PDFs, and then again with the default mode."""
     with BankConnectHook() as hook:
         for mode in (WebhookMode.NET_BANKING_AND_MANUAL, WebhookMode.NET_BANKING):
             hook.update_webhook(box.inbox_url, webhook_mode=mode, allow_private_host=True)
@@ -234,7 +234,7 @@ def mode_was_reset(box, connection):  # noqa: ARG001 - the hook reads it
 
 @history_omits_unsent
 @pytest.mark.usefixtures("mode_was_reset")
-def test_a_history_silent_since_the_mode_was_reset_times_out_and_says_what_to_check(story):
+def test_after_a_reset_of_the_mode_the_timeout_of_the_history_gate_says_what_to_check(story):
     story.box.play(statement("october", mode="pdf"))
     outcome = story.wait(link_id=LINK, timeout=0.1)
     assert outcome.state == "failed"
@@ -245,7 +245,7 @@ def test_a_history_silent_since_the_mode_was_reset_times_out_and_says_what_to_ch
 
 @history_omits_unsent
 @pytest.mark.usefixtures("mode_was_reset")
-def test_a_history_silent_since_the_mode_was_reset_does_not_silence_the_progress_sensor(story):
+def test_after_a_reset_of_the_mode_the_progress_gate_passes(story):
     story.box.play(statement("october", mode="pdf"))
     outcome = story.wait(entity_id=CUSTOMER)
     assert outcome.state == "success"
@@ -253,8 +253,8 @@ def test_a_history_silent_since_the_mode_was_reset_does_not_silence_the_progress
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_vendor_that_is_down_for_an_hour_is_outlived_and_told_of_once(story, log):
-    story.after_each_look(
+def test_a_wait_continues_through_many_server_errors_and_logs_them_once(story, log):
+    story.after_each_poke(
         lambda: story.box.fault(Fault(kind="status", status=503)),
         *[None] * 12,
         lambda: [story.box.play(statement("october")), story.box.clear_faults()],
@@ -263,14 +263,14 @@ def test_a_vendor_that_is_down_for_an_hour_is_outlived_and_told_of_once(story, l
     assert outcome.state == "success"
     assert outcome.ids == ["october"]
     lines = log()
-    # In reschedule mode each look is a process of its own, and knows of no other.
+    # In reschedule mode each poke is a new process, without knowledge of the others.
     processes = 13 if story.mode == "reschedule" else 1
-    assert lines.count("The wait goes on after an error: BankConnectServerError") == processes
+    assert lines.count("The wait continues after an error: BankConnectServerError") == processes
     assert lines.count("BankConnect answers again, after 13 errors in a row") == (story.mode != "reschedule")
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_vendor_that_is_down_until_the_end_is_named_by_the_time_out(story):
+def test_the_timeout_names_the_error_that_lasted_until_the_deadline(story):
     story.box.fault(Fault(kind="reset"))
     outcome = story.wait(link_id=LINK, timeout=0.2)
     assert outcome.state == "failed"
@@ -278,7 +278,7 @@ def test_a_vendor_that_is_down_until_the_end_is_named_by_the_time_out(story):
 
 
 @vendor_in_india
-def test_a_connection_in_the_wrong_zone_is_an_error_that_names_the_timezone_and_no_skip(story):
+def test_a_wrong_timezone_of_the_connection_is_an_error_and_no_skip(story):
     story.box.play(statement("october"))
     outcome = story.wait(link_id=LINK, soft_fail=True)
     assert outcome.state == "up_for_retry"
@@ -287,8 +287,8 @@ def test_a_connection_in_the_wrong_zone_is_an_error_that_names_the_timezone_and_
 
 
 @vendor_in_india
-def test_a_connection_in_the_wrong_zone_is_the_same_error_when_it_shows_later(story):
-    story.after_each_look(None, None, statement("october"))
+def test_a_wrong_timezone_of_the_connection_is_the_same_error_at_a_later_poke(story):
+    story.after_each_poke(None, None, statement("october"))
     outcome = story.wait(link_id=LINK, soft_fail=True)
     assert outcome.state == "up_for_retry"
     assert isinstance(outcome.error, BankConnectTimezoneError)
@@ -296,7 +296,7 @@ def test_a_connection_in_the_wrong_zone_is_the_same_error_when_it_shows_later(st
 
 
 @vendor_in_india
-def test_a_connection_in_the_right_zone_opens_the_gate_and_gives_utc(story, monkeypatch):
+def test_with_the_right_timezone_the_gate_passes_and_returns_times_in_utc(story, monkeypatch):
     connection = story.box.connection
     connection["extra"]["timezone"] = "Asia/Kolkata"
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
@@ -304,7 +304,7 @@ def test_a_connection_in_the_right_zone_opens_the_gate_and_gives_utc(story, monk
     outcome = story.wait(link_id=LINK)
     assert outcome.state == "success"
     age = datetime.now(UTC) - datetime.fromisoformat(outcome.rows[0]["date_time"])
-    assert timedelta(0) <= age < timedelta(minutes=1)
+    assert timedelta(0) <= age < timedelta(hours=1)
 
 
 TEST_CALL_TOO = "even the test call gets HTTP 404: check the path in the connection's host"
@@ -318,20 +318,20 @@ def typo_in_the_path(box, connection, monkeypatch):
 
 @pytest.mark.usefixtures("typo_in_the_path")
 @pytest.mark.parametrize("waits_for", [{"link_id": LINK}, {"entity_id": CUSTOMER}], ids=["history", "progress"])
-def test_a_typo_in_the_base_path_is_named_by_the_time_out(story, waits_for):
+def test_the_timeout_names_a_wrong_base_path(story, waits_for):
     outcome = story.wait(**waits_for, timeout=0.2)
     assert outcome.state == "failed"
     assert f"Seen last: {TEST_CALL_TOO}; " in outcome.message
 
 
-# In reschedule mode each look is a process of its own: only the last one, at the time-out, can know.
+# In reschedule mode each poke is a new process: only the last one, at the deadline, makes the test call.
 @pytest.mark.parametrize("story", ["poke", "deferred"], indirect=True)
-def test_a_404_to_every_call_is_logged_after_some_minutes_and_once(story, log, monkeypatch):
-    patience = "airflow_provider_bankconnect.triggers.bankconnect._NOT_FOUND_PATIENCE"
+def test_a_wrong_base_path_is_logged_once_after_some_minutes_of_404(story, log, monkeypatch):
+    patience = "airflow_provider_bankconnect.wait.NOT_FOUND_PATIENCE"
     monkeypatch.setattr(patience, timedelta(seconds=0.1), raising=False)
     story.box.fault(Fault(kind="status", status=404))
     line_is_new = []
-    story.after_each_look(
+    story.after_each_poke(
         *[lambda: line_is_new.append(TEST_CALL_TOO in log())] * 8,
         lambda: [story.box.clear_faults(), story.box.play(statement("october"))],
     )
@@ -341,28 +341,28 @@ def test_a_404_to_every_call_is_logged_after_some_minutes_and_once(story, log, m
 
 
 @pytest.mark.parametrize("box", [{"unknown_link": "404"}], indirect=True, ids=["vendor_says_404"])
-def test_a_404_for_a_link_that_nobody_has_yet_does_not_blame_the_path(story):
+def test_a_404_for_an_unknown_link_alone_does_not_name_the_path(story):
     outcome = story.wait(link_id=LINK, timeout=0.2)
     assert outcome.state == "failed"
     assert "HTTP 404: unknown, or nothing there yet" in outcome.message
     assert "even the test call" not in outcome.message
-    story.after_each_look(None, statement("october"))
+    story.after_each_poke(None, statement("october"))
     assert story.wait(link_id=LINK).ids == ["october"]
 
 
-def test_a_task_that_is_cleared_and_run_again_gives_the_same_rows(story):
+def test_a_task_that_is_cleared_and_run_again_returns_the_same_rows(story):
     since = datetime.now(UTC) - timedelta(hours=1)
     story.box.play(statement("october", after=-30 * DAY))
     story.box.play(wrong_password())
-    story.after_each_look(None, statement("november"))
+    story.after_each_poke(None, statement("november"))
     first = story.wait(link_id=LINK, since=since)
     again = story.wait(link_id=LINK, since=since)
     assert first.ids == ["november"]
     assert (again.state, again.rows) == ("success", first.rows)
-    assert story.looks == 4, "three looks to wait for it, one to see it again"
+    assert story.pokes == 4, "three pokes to wait for it, one to find it again"
 
 
-def test_a_task_that_failed_and_is_cleared_sees_what_has_happened_since(story):
+def test_a_failed_task_that_is_cleared_passes_on_a_new_statement(story):
     story.box.play(statement("october", "failed", after=-HOUR))
     assert story.wait(link_id=LINK).state == "failed"
     story.box.play(statement("october-again"))

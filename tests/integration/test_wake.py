@@ -1,4 +1,4 @@
-"""A ring makes an open wait look at once, and does nothing else to it."""
+"""A webhook event makes an open wait poke at once, and has no other effect on it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+from waits import until
 
+from airflow_provider_bankconnect import wait as rules
 from airflow_provider_bankconnect.receiver.address import partition_key
 from airflow_provider_bankconnect.sandbox import Fault, Statement
-from airflow_provider_bankconnect.triggers import bankconnect as triggers
 from airflow_provider_bankconnect.triggers import poller as pollers
 from airflow_provider_bankconnect.triggers.bankconnect import (
     BankConnectProgressTrigger,
@@ -22,8 +23,10 @@ LINK, ENTITY = "loan-1", "customer-1"
 
 
 def trigger(kind=BankConnectWebhookPayloadTrigger, **arguments):
-    what = {"link_id": LINK} if kind is BankConnectWebhookPayloadTrigger else {"entity_id": ENTITY}
-    return kind(**what | {"deadline": datetime.now(UTC) + timedelta(minutes=10), "poke_interval": 600} | arguments)
+    progress = {"entity_id": ENTITY, "analysis": "accounts"}
+    what = progress if kind is BankConnectProgressTrigger else {"link_id": LINK}
+    pace = {"deadline": datetime.now(UTC) + timedelta(minutes=10), "poke_interval": 600}
+    return kind(**what, wait=pace | arguments)
 
 
 async def fire(wait):
@@ -32,19 +35,13 @@ async def fire(wait):
     raise AssertionError("no event")
 
 
-async def until(happened):
-    async with asyncio.timeout(60):
-        while not happened():  # noqa: ASYNC110 - what happens is not ours to signal
-            await asyncio.sleep(0.005)
-
-
 async def end(wait):
     wait.cancel()
     await asyncio.wait([wait])
 
 
-def looks(box, call="webhook_payloads"):
-    return [look for look in box.calls(call) if look.status is not None]
+def pokes(box, call="webhook_payloads"):
+    return [poke for poke in box.calls(call) if poke.status is not None]
 
 
 def poller():
@@ -52,120 +49,119 @@ def poller():
     return found
 
 
-def ring(link_id=LINK, entity_id=None):
-    poller().ring([partition_key(link_id, entity_id)])
+def notify(link_id=LINK, entity_id=None):
+    poller().notify([partition_key(link_id, entity_id)])
 
 
 async def resting(box, number, call="webhook_payloads"):
-    """It has looked so often, and waits for the next time."""
-    await until(lambda: len(looks(box, call)) >= number and poller()._listeners)
+    """Wait until the wait has poked this often and sleeps until its next poke."""
+    await until(lambda: len(pokes(box, call)) >= number and poller()._listeners)
 
 
-async def test_a_ring_ends_a_wait_whose_next_poll_is_minutes_away(box):
+async def test_an_event_ends_a_wait_whose_next_poke_is_minutes_away(box):
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
     box.play(Statement(link_id=LINK, entity_id=ENTITY, statement_id="s1"))
-    ring()
+    notify()
     event = await wait
     assert (event["status"], event["rows"][0]["statement_id"]) == ("passed", "s1")
-    assert event["looks"] == 2
+    assert event["pokes"] == 2
 
 
-async def test_a_forged_ring_opens_nothing_and_costs_four_looks(box, monkeypatch):
-    monkeypatch.setattr(triggers, "_ECHO_SECONDS", (0.05, 0.05, 0.05))
+async def test_an_event_of_a_forged_webhook_passes_no_gate_and_costs_four_pokes(box, monkeypatch):
+    monkeypatch.setattr(rules, "ECHO_SECONDS", (0.05, 0.05, 0.05))
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
-    ring()
+    notify()
     await resting(box, 5)
     await asyncio.sleep(0.5)
-    assert len(looks(box)) == 5
+    assert len(pokes(box)) == 5
     assert not wait.done()
     await end(wait)
 
 
-async def test_a_ring_that_is_faster_than_the_ledger_is_looked_for_again(box, monkeypatch):
-    monkeypatch.setattr(triggers, "_ECHO_SECONDS", (0.3, 0.3, 0.3))
+async def test_an_event_before_the_record_of_its_statement_is_followed_by_further_pokes(box, monkeypatch):
+    monkeypatch.setattr(rules, "ECHO_SECONDS", (0.3, 0.3, 0.3))
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
-    ring()
+    notify()
     await resting(box, 2)
     box.play(Statement(link_id=LINK, entity_id=ENTITY, statement_id="s1"))
     assert (await wait)["status"] == "passed"
 
 
-async def test_a_ring_for_somebody_else_wakes_nobody(box):
+async def test_an_event_of_another_customer_wakes_no_wait(box):
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
-    ring("loan-2")
-    ring(None, ENTITY)
+    notify("loan-2")
+    notify(None, ENTITY)
     await asyncio.sleep(0.5)
-    assert len(looks(box)) == 1
+    assert len(pokes(box)) == 1
     await end(wait)
 
 
-async def test_a_wait_for_progress_hears_the_rings_of_its_entity(box):
-    wait = asyncio.create_task(fire(trigger(BankConnectProgressTrigger, analysis="accounts")))
+async def test_an_event_of_its_entity_wakes_a_wait_for_progress(box):
+    wait = asyncio.create_task(fire(trigger(BankConnectProgressTrigger)))
     await resting(box, 1, "accounts")
     box.play(Statement(link_id=LINK, entity_id=ENTITY, statement_id="s1"))
-    ring(None, ENTITY)
+    notify(None, ENTITY)
     assert (await wait)["status"] == "passed"
 
 
-async def test_a_ring_does_not_outvote_what_the_vendor_asked_for(box):
+async def test_an_event_causes_no_poke_before_retry_after(box):
     box.fault(Fault(kind="status", status=429, retry_after=2, times=1))
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
     box.play(Statement(link_id=LINK, entity_id=ENTITY, statement_id="s1"))
-    ring()
+    notify()
     assert (await wait)["status"] == "passed"
-    first, second = [look.at for look in looks(box)]
+    first, second = [poke.at for poke in pokes(box)]
     assert second - first >= 2
 
 
-async def test_an_answer_from_before_the_ring_is_not_taken_for_one_after_it(box):
+async def test_an_answer_from_before_an_event_is_followed_by_another_poke(box, monkeypatch):
+    monkeypatch.setattr(rules, "ECHO_SECONDS", ())
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
     box.fault(Fault(kind="delay", seconds=1, times=1))
-    ring()
-    # It is asked, and the answer is on the way when the statement comes and rings.
+    box.fault(Fault(kind="stale", seconds=3600, times=1))
+    notify()
+    # The answer without the statement is in flight when the event of the statement comes.
     await until(lambda: len(box.calls("webhook_payloads")) == 2)
     box.play(Statement(link_id=LINK, entity_id=ENTITY, statement_id="s1"))
-    ring()
+    notify()
     assert (await wait)["status"] == "passed"
 
 
-async def test_rings_wake_a_wait_no_more_than_its_pace_allows(box, monkeypatch):
-    monkeypatch.setattr(triggers, "MIN_INTERVAL", 0.5)
+async def test_events_wake_a_wait_no_more_often_than_the_minimum_interval(box, monkeypatch):
+    monkeypatch.setattr(rules, "MIN_INTERVAL", 0.5)
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
-    for _ in range(40):
-        ring()
-        await asyncio.sleep(0.05)
-    times = [look.at for look in looks(box)]
+    await until(lambda: notify() or len(pokes(box)) >= 4)
+    times = [poke.at for poke in pokes(box)]
     assert all(later - earlier > 0.45 for earlier, later in pairwise(times))
-    assert len(times) >= 3
     await end(wait)
 
 
-async def test_a_wait_that_has_just_left_its_worker_is_not_woken_at_once(box, monkeypatch):
-    """Airflow's scheduler may not have seen yet that the task had left."""
-    monkeypatch.setattr(triggers, "_SETTLING_SECONDS", 1.5)
+async def test_an_event_does_not_wake_a_wait_that_has_just_been_deferred(box, monkeypatch):
+    """The scheduler may not have seen yet that the task is deferred."""
+    monkeypatch.setattr(rules, "SETTLING_SECONDS", 1.5)
     later = datetime.now(UTC) + timedelta(minutes=5)
     box.play(Statement(link_id=LINK, entity_id=ENTITY, statement_id="s1"))
     started = asyncio.get_running_loop().time()
-    wait = asyncio.create_task(fire(trigger(looks=1, next_look=later)))
+    wait = asyncio.create_task(fire(trigger(pokes=1, next_poke=later)))
     await until(lambda: pollers._pollers.get(asyncio.get_running_loop()) and poller()._listeners)
-    ring()
+    notify()
     assert (await wait)["status"] == "passed"
     assert asyncio.get_running_loop().time() - started >= 1.5
 
 
-async def test_nothing_is_remembered_of_rings_when_the_waits_have_ended(box):
+async def test_the_poller_keeps_no_events_after_the_waits_have_ended(box):
     wait = asyncio.create_task(fire(trigger()))
     await resting(box, 1)
-    ring()
+    notify()
     kept = poller()
     await end(wait)
-    assert not kept._rings
+    assert not kept._events
     assert not kept._customers
     assert not kept._polls

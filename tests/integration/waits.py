@@ -1,4 +1,4 @@
-"""Runs a sensor as Airflow would in each of its modes, without a scheduler, and says what becomes of the task."""
+"""Runs a sensor as Airflow does in each of its modes, without a scheduler, and returns what becomes of the task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
@@ -14,6 +14,9 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -32,7 +35,7 @@ MODES = ("poke", "reschedule", "deferred")
 
 @dataclass
 class Outcome:
-    """``state`` as Airflow would set it, the XCom, the error, and the events of the triggers on the way."""
+    """``state`` as Airflow would set it, the XCom, the error, and the triggers with their events."""
 
     state: str
     rows: Any = None
@@ -46,12 +49,12 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """What the error says, and what it came from: Airflow's own skips say nothing."""
+        """The message of the error and of its cause: Airflow's own skips have no message."""
         return f"{self.error} <- {self.error.__cause__}" if self.error else ""
 
 
 class TaskInstance:
-    """The little of a task instance that a sensor asks for."""
+    """The part of a task instance that a sensor reads."""
 
     max_tries = 0
     dag_id = run_id = "run"
@@ -63,7 +66,7 @@ class TaskInstance:
         self.task = self
         self.retries = 0
         if not AIRFLOW_3:
-            # There it is read from the database.
+            # Airflow 2 reads it from the database.
             sensor_base._orig_start_date = lambda *_, **__: self.first_reschedule
 
     if AIRFLOW_3:
@@ -83,7 +86,7 @@ def build(sensor: type, mode: str, **arguments: Any) -> Any:
 
 
 def run(make: Any, *, outcome: Outcome | None = None) -> Outcome:
-    """Run the sensor that ``make()`` builds to its end. Each leg is a new process to Airflow: so a new sensor here."""
+    """Run the sensor that ``make()`` builds to its end; each resumption gets a new sensor, as in a new process."""
     outcome = outcome or Outcome("running")
     ti, started = TaskInstance(), datetime.now(UTC)
     resume: tuple[str, dict[str, Any]] | None = None
@@ -104,12 +107,19 @@ def run(make: Any, *, outcome: Outcome | None = None) -> Outcome:
         except (AirflowFailException, AirflowSensorTimeout) as error:
             outcome.state, outcome.error = "failed", error
             return outcome
-        except Exception as error:  # noqa: BLE001 - whatever else it is, Airflow retries the task
+        except Exception as error:  # noqa: BLE001 - Airflow retries the task after any other error
             outcome.state, outcome.error = "up_for_retry", error
             return outcome
         else:
             outcome.state, outcome.rows = "success", rows
             return outcome
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds. The limit is only for a test that hangs."""
+    async with asyncio.timeout(120):
+        while not condition():  # noqa: ASYNC110 - no event of ours signals it
+            await asyncio.sleep(0.005)
 
 
 async def _fire(trigger: Any, outcome: Outcome) -> Any:

@@ -1,4 +1,4 @@
-"""A DAG of edge cases: ``real_airflow.py`` says what has to become of each task, in every Airflow."""
+"""A DAG of edge cases. ``real_airflow.py`` has the expected state of each task, the same for every Airflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow_provider_bankconnect.sensors.bankconnect import BankConnectWebhookP
 with DAG(dag_id="edge_cases", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), catchup=False):
 
     def wait(task_id: str, link_id: str = "nobody", **arguments: Any) -> BankConnectWebhookPayloadSensor:
-        how = {"deferrable": True, "poke_interval": 1, "timeout": 20, "failure_grace": timedelta(0), **arguments}
+        how = {"deferrable": True, "poke_interval": 1, "timeout": 600, "failure_grace": timedelta(0), **arguments}
         return BankConnectWebhookPayloadSensor(task_id=task_id, link_id=link_id, **how)
 
     wait("times_out", timeout=2)
@@ -29,20 +29,20 @@ with DAG(dag_id="edge_cases", schedule=None, start_date=pendulum.datetime(2026, 
     wait("failed_later_softly", "failed-later-softly", soft_fail=True)
     wait("failed_later_is_passed_on", "failed-later-is-passed-on", on_failed="pass")
 
-    now = wait("opens_now", "opens-now")
-    later = wait("opens_later", "opens-later")
+    now = wait("passes_now", "passes-now")
+    later = wait("passes_later", "passes-later")
 
     @task
-    def tell_types(now: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[str]:
-        """XCom arrives as it was pushed: no text of a list."""
+    def name_types(now: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[str]:
+        """Return the types of the XCom: it must not have become the text of a list."""
         if [list(row) for row in now] != [list(row) for row in later]:
-            raise ValueError("The first look and a later one do not give the same")
+            raise ValueError("The rows of the first poke and of a later one have different fields")
         return [type(item).__name__ for item in (later, later[0], later[0]["date_time"], now[0]["date_time"])]
 
     @task
     def one_row(row: dict[str, Any]) -> str:
-        """Run once for each row."""
+        """Return the statement of one row."""
         return row["statement_id"]
 
-    tell_types(now.output, later.output)
+    name_types(now.output, later.output)
     one_row.expand(row=later.output)

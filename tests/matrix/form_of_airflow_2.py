@@ -1,4 +1,4 @@
-"""Adds a connection by the web form of Airflow 2, edits it as a browser would, and tells what became of it."""
+"""Adds a connection with the web form of Airflow 2, edits it as a browser does, and prints the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from html import unescape
 from typing import Any
 
-from airflow.models import Connection  # of Airflow 2, where this runs
+from airflow.models import Connection  # this runs in Airflow 2
 from airflow.utils.session import create_session
 from airflow.www.app import create_app
 
@@ -16,7 +16,7 @@ FIELD = re.compile(r"<(?:input|textarea)\b[^>]*?\bname=\"([^\"]+)\"[^>]*?(?:\bva
 
 def stored() -> dict[str, Any]:
     with create_session() as session:
-        (connection,) = session.query(Connection).filter_by(conn_id="by_form")  # noqa: AIR311 - Airflow 2 it is
+        (connection,) = session.query(Connection).filter_by(conn_id="by_form")  # noqa: AIR311 - this is Airflow 2
         return {"id": connection.id, "password": connection.password, "extra": connection.extra_dejson}
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     added = stored()
     address = f"/connection/edit/{added['id']}"
     page = client.get(address).get_data(as_text=True)
-    # What the page shows is what a browser sends back.
+    # A browser sends back what the page shows.
     shown = {name: unescape(value or text).strip() for name, value, text in FIELD.findall(page)}
     shown = {name: value for name, value in shown.items() if name in typed or name.startswith("extra")}
     client.post(address, data=shown | {"conn_type": "bankconnect", "extra__bankconnect__timezone": "Asia/Kolkata"})

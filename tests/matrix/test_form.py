@@ -1,4 +1,4 @@
-"""The connection form: one description, shown by every Airflow in its own way."""
+"""The connection form is the same in every Airflow."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ VERSION = tuple(map(int, airflow.__version__.split(".")[:2]))
 (FORM,) = get_provider_info()["connection-types"]
 FIELDS = FORM["conn-fields"]
 
-in_airflow_2 = pytest.mark.skipif(VERSION >= (3, 0), reason="Airflow 2 alone")
-in_airflow_3 = pytest.mark.skipif(VERSION < (3, 0), reason="Airflow 3 alone")
+in_airflow_2 = pytest.mark.skipif(VERSION >= (3, 0), reason="only for Airflow 2")
+in_airflow_3 = pytest.mark.skipif(VERSION < (3, 0), reason="only for Airflow 3")
 with_wtforms = pytest.mark.skipif(not find_spec("wtforms"), reason="needs wtforms")
 
 
-def test_what_is_hidden_renamed_and_hinted_at_is_told_by_the_provider_info():
-    told = FORM["ui-field-behaviour"]
+def test_hook_and_provider_info_describe_the_same_field_behaviour():
+    described = FORM["ui-field-behaviour"]
     behaviour = BankConnectHook.get_ui_field_behaviour()
     assert behaviour.keys() == {"hidden_fields", "relabeling", "placeholders"}
-    assert behaviour["hidden_fields"] == told["hidden-fields"]
-    assert behaviour["relabeling"] == told["relabeling"]
-    assert behaviour["placeholders"] == told["placeholders"]
+    assert behaviour["hidden_fields"] == described["hidden-fields"]
+    assert behaviour["relabeling"] == described["relabeling"]
+    assert behaviour["placeholders"] == described["placeholders"]
 
 
 @with_wtforms
-def test_every_field_of_the_provider_info_is_a_widget_of_a_kind_that_airflow_takes():
+def test_every_field_of_the_provider_info_is_a_widget_that_airflow_accepts():
     widgets = BankConnectHook.get_connection_form_widgets()
     assert list(widgets) == list(FIELDS)
     kinds = {name: widget.field_class.__name__ for name, widget in widgets.items()}
@@ -64,7 +64,7 @@ def test_importing_the_hook_loads_no_form_library():
 
 @in_airflow_3
 @pytest.mark.skipif(VERSION == (3, 0) and not find_spec("wtforms"), reason="3.0 shows raw fields without wtforms")
-def test_the_form_that_airflow_3_serves_has_the_labelled_fields_and_no_others():
+def test_form_of_airflow_3_has_exactly_the_labelled_fields():
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService  # noqa: PLC0415
 
     with warnings.catch_warnings(record=True) as warned:
@@ -84,7 +84,7 @@ def test_the_form_that_airflow_3_serves_has_the_labelled_fields_and_no_others():
 
 
 @in_airflow_2
-def test_airflow_2_takes_the_fields_and_knows_that_the_key_is_secret():
+def test_airflow_2_has_the_fields_and_treats_only_the_key_as_secret():
     from airflow.providers_manager import ProvidersManager  # noqa: PLC0415
 
     manager = ProvidersManager()
@@ -96,7 +96,7 @@ def test_airflow_2_takes_the_fields_and_knows_that_the_key_is_secret():
 
 
 @in_airflow_2
-def test_a_connection_is_added_and_edited_by_the_form_of_airflow_2_and_its_keys_are_not_shown(tmp_path):
+def test_form_of_airflow_2_adds_and_edits_a_connection_without_showing_its_keys(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")} | {
         "AIRFLOW_HOME": str(tmp_path),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path / 'airflow.db'}",
@@ -108,15 +108,15 @@ def test_a_connection_is_added_and_edited_by_the_form_of_airflow_2_and_its_keys_
             [sys.executable, "-W", "ignore", *command], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    told = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads(done.stdout.strip().splitlines()[-1])
     extra = {"api_key": "KEY-OF-THE-FORM", "timezone": "", "verify": "", "timeout": "10", "max_concurrency": None}
-    assert {name: value for name, value in told["added"]["extra"].items() if value} == {
+    assert {name: value for name, value in result["added"]["extra"].items() if value} == {
         name: value for name, value in extra.items() if value
     }
-    assert told["added"]["password"] == "HASH-OF-THE-FORM"
-    assert "API Key" in told["page"]
-    assert "KEY-OF-THE-FORM" not in told["page"]
-    assert "HASH-OF-THE-FORM" not in told["page"]
-    assert told["edited"]["password"] == "HASH-OF-THE-FORM"
-    assert told["edited"]["extra"]["api_key"] == "KEY-OF-THE-FORM"
-    assert told["edited"]["extra"]["timezone"] == "Asia/Kolkata"
+    assert result["added"]["password"] == "HASH-OF-THE-FORM"
+    assert "API Key" in result["page"]
+    assert "KEY-OF-THE-FORM" not in result["page"]
+    assert "HASH-OF-THE-FORM" not in result["page"]
+    assert result["edited"]["password"] == "HASH-OF-THE-FORM"
+    assert result["edited"]["extra"]["api_key"] == "KEY-OF-THE-FORM"
+    assert result["edited"]["extra"]["timezone"] == "Asia/Kolkata"

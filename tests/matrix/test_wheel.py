@@ -1,4 +1,4 @@
-"""What people install: the package and nothing else, and nothing of its extras unless they ask."""
+"""The wheel has only the package, and its extras are optional."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import airflow_provider_bankconnect
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "airflow_provider_bankconnect"
 EXTRA = {"starlette", "trustme", "uvicorn"}
-# `make matrix` names the wheel that it has installed; elsewhere one is built from the tree.
+# `make matrix` sets the wheel that it has installed; otherwise one is built from the tree.
 GIVEN = os.environ.get("BANKCONNECT_WHEEL")
 
 
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory):
     if GIVEN:
         return Path(GIVEN)
     folder = tmp_path_factory.mktemp("wheel")
-    # Without isolation: the build asks no registry then.
+    # Without isolation the build needs no registry.
     run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
     (built,) = folder.iterdir()
     return built
@@ -48,7 +48,7 @@ def names(wheel):
 
 @pytest.fixture(scope="session")
 def unpacked(wheel, tmp_path_factory):
-    """Unpack it into a folder: for a pure wheel that is what installing means."""
+    """Unpack the wheel into a folder, as an installation of a pure wheel does."""
     folder = tmp_path_factory.mktemp("unpacked")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -66,7 +66,7 @@ def metadata(info):
     return email.message_from_string((info / "METADATA").read_text(encoding="utf-8"))
 
 
-def test_it_holds_the_package_and_nothing_else(names):
+def test_wheel_has_only_the_package(names):
     tops = {name.partition("/")[0] for name in names}
     assert tops == {PACKAGE, f"{PACKAGE}-{airflow_provider_bankconnect.__version__}.dist-info"}
     ours = [name for name in names if name.startswith(f"{PACKAGE}/")]
@@ -74,29 +74,29 @@ def test_it_holds_the_package_and_nothing_else(names):
     assert not [name for name in names if re.search(r"(^|/)(tests?|dags|scripts|constraints)/|conftest|\.env", name)]
 
 
-@pytest.mark.skipif(not (ROOT / PACKAGE).exists(), reason="there is no tree beside the wheel")
-def test_it_holds_all_of_the_package(names):
+@pytest.mark.skipif(not (ROOT / PACKAGE).exists(), reason="no source tree")
+def test_wheel_has_the_whole_package(names):
     tree = {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).rglob("*.py")}
     assert tree <= set(names)
 
 
-def test_it_is_typed_and_licensed(names, info):
+def test_wheel_has_type_information_and_license(names, info):
     assert f"{PACKAGE}/py.typed" in names
     (license_file,) = info.rglob("LICENSE")
     assert "Apache License" in license_file.read_text(encoding="utf-8")
 
 
-def test_it_is_one_wheel_for_every_python_and_machine(wheel):
+def test_wheel_is_for_every_python_and_machine(wheel):
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
-def test_its_version_is_the_one_in_the_package(wheel, metadata):
+def test_version_is_that_of_the_package(wheel, metadata):
     version = airflow_provider_bankconnect.__version__
     assert metadata["Version"] == version
     assert wheel.name.split("-")[1] == version
 
 
-def test_its_metadata_says_what_pip_and_people_need(metadata):
+def test_metadata_is_complete(metadata):
     assert metadata["Name"] == "airflow-provider-bankconnect"
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -105,13 +105,13 @@ def test_its_metadata_says_what_pip_and_people_need(metadata):
     assert metadata.get_payload().startswith("# ")
 
 
-def test_airflow_finds_it_by_its_entry_point(info):
+def test_entry_point_names_the_provider_info(info):
     points = ConfigParser()
     points.read(info / "entry_points.txt")
     assert points["apache_airflow_provider"]["provider_info"] == f"{PACKAGE}.get_provider_info:get_provider_info"
 
 
-def test_the_extras_are_asked_for_only_by_their_names(metadata):
+def test_requirements_of_extras_are_optional(metadata):
     required = metadata.get_all("Requires-Dist")
     always = {re.match(r"[\w.-]+", line)[0] for line in required if "extra ==" not in line}
     assert "apache-airflow" in always
@@ -119,15 +119,15 @@ def test_the_extras_are_asked_for_only_by_their_names(metadata):
     assert {re.match(r"[\w.-]+", line)[0] for line in required if "extra == 'sandbox'" in line} >= EXTRA
 
 
-def test_provider_info_can_be_read_where_nothing_else_is_installed(unpacked):
+def test_provider_info_needs_no_other_package(unpacked):
     code = f"import sys; sys.path.insert(0, {str(unpacked)!r}); from {PACKAGE}.get_provider_info import *;"
-    # -S: without any installed package. Airflow reads this while it configures itself.
+    # -S: without installed packages. Airflow reads the provider info while it configures itself.
     said = run("-I", "-S", "-c", code + "print(get_provider_info()['package-name'])")
     assert said.strip() == "airflow-provider-bankconnect"
 
 
-def test_without_extras_it_works_and_loads_nothing_of_the_sandbox(unpacked):
-    """What only the sandbox needs is not there, and every public module can be imported all the same."""
+def test_package_works_without_extras_and_does_not_load_the_sandbox(unpacked):
+    """Every public module can be imported without the requirements of the sandbox."""
     code = f"""
 import sys
 sys.path.insert(0, {str(unpacked)!r})
@@ -153,12 +153,12 @@ except ImportError as error:
 
 
 @pytest.mark.skipif(not find_spec("twine"), reason="needs twine")
-def test_twine_finds_nothing_to_say(wheel):
+def test_twine_accepts_the_wheel(wheel):
     said = run("-m", "twine", "--no-color", "check", "--strict", str(wheel))
     assert "PASSED" in said
     assert "WARNING" not in said
 
 
 @pytest.mark.skipif(not find_spec("check_wheel_contents"), reason="needs check-wheel-contents")
-def test_check_wheel_contents_finds_nothing_to_say(wheel):
+def test_check_wheel_contents_accepts_the_wheel(wheel):
     assert run("-m", "check_wheel_contents", "--no-config", str(wheel)).strip().endswith(": OK")

@@ -1,7 +1,7 @@
-"""Runs one task as a worker of Airflow 3 would: under a supervisor, in a process of its own, its log in a file.
+"""Runs one task as a worker of Airflow 3 does: under a supervisor, in a separate process, with its log in a file.
 
-``airflow dags test`` runs tasks in its own process, where Airflow's masker does less. The API that the supervisor asks
-is Airflow's own, in this process. The task has to have a run already.
+``airflow dags test`` runs tasks in its own process, where Airflow's masker does less. The supervisor's API runs in this
+process. The task must have a run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(dag_id: str, task_id: str, log: str) -> int:
         **{name: value for name, value in known.items() if name in TaskInstance.model_fields and value is not None}
     )
     dag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]).dags[dag_id]
-    # 3.3 calls it by another name.
+    # Its name in 3.3, and before.
     run = getattr(supervisor, "supervise_task", None) or supervisor.supervise
     return run(
         ti=ti,

@@ -1,4 +1,4 @@
-"""What Airflow and pip see of the package."""
+"""The package as Airflow and pip use it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def modules_after(statement: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-def test_provider_info_fits_the_schema_of_the_installed_airflow():
+def test_provider_info_matches_the_schema_of_the_installed_airflow():
     schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
     jsonschema.validate(get_provider_info(), schema)
 
@@ -42,20 +42,20 @@ def test_airflow_finds_the_provider_by_its_entry_point():
     assert found.load()()["package-name"] == "airflow-provider-bankconnect"
 
 
-def test_the_version_stands_in_one_place():
+def test_version_is_the_same_in_package_metadata_and_provider_info():
     assert version("airflow-provider-bankconnect") == airflow_provider_bankconnect.__version__
     assert get_provider_info()["versions"] == [airflow_provider_bankconnect.__version__]
 
 
 @pytest.mark.parametrize(("kind", "base"), [("hooks", BaseHook), ("operators", BaseOperator)])
-def test_every_module_that_the_provider_info_names_is_there(kind, base):
+def test_modules_of_the_provider_info_exist(kind, base):
     (entry,) = get_provider_info()[kind]
     (name,) = entry["python-modules"]
     module = importlib.import_module(name)
     assert any(isinstance(item, type) and issubclass(item, base) for item in vars(module).values())
 
 
-def test_sensors_and_triggers_stand_where_the_contract_says():
+def test_sensors_and_triggers_are_in_their_documented_modules():
     from airflow_provider_bankconnect.sensors import bankconnect as sensors  # noqa: PLC0415
     from airflow_provider_bankconnect.triggers import bankconnect as triggers  # noqa: PLC0415
 
@@ -66,17 +66,18 @@ def test_sensors_and_triggers_stand_where_the_contract_says():
 
 
 def test_provider_info_can_be_read_while_airflow_configures_itself():
-    """On 3.2 and later it is: an import of Airflow there makes `airflow version` itself crash."""
+    """From 3.2 on Airflow does so; importing Airflow there would crash `airflow version`."""
     read = "from airflow_provider_bankconnect.get_provider_info import get_provider_info; get_provider_info()"
     assert not {"airflow", "requests", "aiohttp", "pydantic"} & modules_after(read)
 
 
-def test_the_protocol_and_the_verdict_know_neither_airflow_nor_an_http_client():
-    loaded = modules_after("import airflow_provider_bankconnect.api, airflow_provider_bankconnect.gate")
+def test_api_gate_and_wait_import_neither_airflow_nor_an_http_client():
+    modules = (f"airflow_provider_bankconnect.{name}" for name in ("api", "gate", "wait"))
+    loaded = modules_after(f"import {', '.join(modules)}")
     assert not {"airflow", "requests", "aiohttp", "httpx", "urllib3"} & loaded
 
 
-def test_the_sensors_load_nothing_of_the_sandbox():
+def test_sensors_do_not_load_the_sandbox():
     code = (
         "import sys, airflow_provider_bankconnect.sensors.bankconnect;"
         "print([name for name in sys.modules if name.endswith('bankconnect.sandbox') or name == 'trustme'])"
@@ -86,7 +87,7 @@ def test_the_sensors_load_nothing_of_the_sandbox():
 
 
 def test_the_sandbox_imports_nothing_of_the_package():
-    """Sharing code, it would share its misreadings."""
+    """With shared code, both could share a misunderstanding."""
     for path in (ROOT / "airflow_provider_bankconnect" / "sandbox").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -1,4 +1,4 @@
-"""The README says nothing that does not hold."""
+"""What the README shows and names is right."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# What `make readme` reads and runs, in an Airflow of its own.
+# `make readme` reads and runs the same blocks, with a new Airflow.
 readme = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "readme.py")))
 BLOCKS = readme.read_blocks(README)
 PYTHON = [block.text for block in BLOCKS if block.language == "python"]
@@ -30,8 +30,8 @@ FIXTURES = [block for block in PYTHON if "pytest_plugins" in block or "def test_
 SCRIPTS = [block for block in PYTHON if block not in DAGS + FIXTURES]
 
 
-def test_every_block_is_of_a_kind_that_something_runs():
-    """Bash is read by `make readme`, Python by the tests below; the transcripts are compared with what was said."""
+def test_every_block_is_run_by_something():
+    """`make readme` runs Bash, the tests below run Python and compare the transcripts."""
     assert README.count("```") == 2 * len(BLOCKS)
     assert {block.language for block in BLOCKS} == {"python", "bash", "console"}
     assert {command.kind for command in COMMANDS} == readme.KINDS.keys()
@@ -47,12 +47,12 @@ def test_every_block_is_of_a_kind_that_something_runs():
         ("export AIRFLOW_CONN_A='{\n", "line 4: the block ends within"),
     ],
 )
-def test_a_command_that_nothing_runs_is_told_with_its_line(block, wrong):
+def test_unknown_command_is_an_error_with_its_line(block, wrong):
     with pytest.raises(readme.ReadmeError, match=re.escape(wrong)):
         readme.read_commands(f"# Title\n\n```bash\n{block}```\n")
 
 
-def test_a_command_may_go_on_over_lines_and_have_a_comment():
+def test_command_may_have_several_lines_and_a_comment():
     block = 'make demo   # a minute\n\nexport AIRFLOW_CONN_A=\'{\n  "extra": "#1"\n}\'\n# nothing\nairflow db migrate\n'
     found = readme.read_commands(f"```bash\n{block}```\n")
     assert [(command.line, command.text) for command in found] == [
@@ -62,7 +62,7 @@ def test_a_command_may_go_on_over_lines_and_have_a_comment():
     ]
 
 
-def test_the_readme_says_where_the_first_dag_goes_and_how_it_is_run_with_all_that_it_reads():
+def test_readme_says_where_to_save_the_first_dag_and_runs_it_with_its_conf():
     text, place = readme.read_first_dag(README)
     (command,) = [command.text for command in COMMANDS if command.kind == "dag"]
     *_, dag_id, option, conf = shlex.split(command)
@@ -75,15 +75,15 @@ def test_the_readme_says_where_the_first_dag_goes_and_how_it_is_run_with_all_tha
     assert f"link={json.loads(conf)['link_id']}," in played[0]
 
 
-def test_a_readme_that_does_not_say_where_the_first_dag_goes_is_told():
-    with pytest.raises(readme.ReadmeError, match="where the ten lines go"):
+def test_readme_without_the_path_of_the_first_dag_is_an_error():
+    with pytest.raises(readme.ReadmeError, match="where to save the ten lines"):
         readme.read_first_dag(README.replace("ten lines at the top", "lines"))
 
 
 @pytest.mark.parametrize("block", DAGS, ids=lambda block: re.search(r'with DAG\("(\w+)"', block)[1])
-def test_a_dag_of_the_readme_can_be_pasted(block):
+def test_dags_of_the_readme_work_when_pasted(block):
     world = {"__name__": "pasted"}
-    exec(compile(block, "README.md", "exec"), world)  # noqa: S102 - that it runs is the point
+    exec(compile(block, "README.md", "exec"), world)  # noqa: S102 - it must run
     (dag,) = {id(value): value for value in gc_dags(world)}.values()
     assert len(dag.task_ids) >= 2
 
@@ -92,12 +92,12 @@ def gc_dags(world):
     return [value.dag for value in world.values() if isinstance(getattr(value, "dag", None), DAG)]
 
 
-def test_the_calls_of_the_readme_do_what_they_show(monkeypatch, capsys):
+def test_calls_of_the_readme_do_what_they_show(monkeypatch, capsys):
     (block,) = SCRIPTS
     world = {"__name__": "pasted"}
     with Sandbox(statements=[Statement(link_id="loan-1", entity_id="customer-1", transactions=7)]) as box:
         monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", box.connection_json)
-        exec(compile(block, "README.md", "exec"), world)  # noqa: S102 - that it runs is the point
+        exec(compile(block, "README.md", "exec"), world)  # noqa: S102 - it must run
         world["report"]("loan-1")
     assert capsys.readouterr().out.splitlines()[-1] == "customer-1 7"
 
@@ -108,7 +108,7 @@ def test_the_first_dag_has_ten_lines():
     assert body
 
 
-def test_the_pytest_fixtures_work_as_the_readme_shows(tmp_path):
+def test_pytest_fixtures_work_as_the_readme_shows(tmp_path):
     conftest, test = FIXTURES
     (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")
     (tmp_path / "test_pasted.py").write_text(test, encoding="utf-8")
@@ -122,7 +122,7 @@ def test_the_pytest_fixtures_work_as_the_readme_shows(tmp_path):
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_the_make_targets_of_the_readme_are_there():
+def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {command.text.split()[1] for command in COMMANDS if command.text.startswith("make ")}
     assert {"demo", "test"} <= targets
@@ -130,7 +130,7 @@ def test_the_make_targets_of_the_readme_are_there():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-def test_every_module_that_the_readme_runs_has_a_help():
+def test_modules_that_the_readme_runs_have_a_help():
     modules = {command.text.split()[2] for command in COMMANDS if command.text.startswith("python -m ")}
     assert modules
     for module in modules:
@@ -139,7 +139,7 @@ def test_every_module_that_the_readme_runs_has_a_help():
         assert "usage:" in done.stdout
 
 
-def test_the_connection_of_the_readme_is_read_as_it_says(monkeypatch):
+def test_connection_of_the_readme_is_read_as_it_says(monkeypatch):
     from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook  # noqa: PLC0415
 
     (text,) = re.findall(r"export AIRFLOW_CONN_BANKCONNECT_DEFAULT='(.*?)'", README, flags=re.DOTALL)
@@ -149,24 +149,24 @@ def test_the_connection_of_the_readme_is_read_as_it_says(monkeypatch):
     assert (settings.api_key, settings.server_hash) == ("YOUR-API-KEY", "YOUR-SERVER-HASH")
 
 
-def test_every_error_that_the_readme_names_is_there():
+def test_errors_that_the_readme_names_exist_and_are_complete():
     from airflow_provider_bankconnect import api  # noqa: PLC0415
 
     for name in re.findall(r"`(BankConnect\w+Error)`", README):
         assert issubclass(getattr(api, name), api.BankConnectError)
-    told = set(re.findall(r"`(BankConnect\w+Error)`", README))
+    named = set(re.findall(r"`(BankConnect\w+Error)`", README))
     public = {name for name in dir(api) if re.fullmatch(r"BankConnect\w+Error", name)}
-    assert public - told <= {"BankConnectTransientError"}
+    assert public - named <= {"BankConnectTransientError"}
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "tests" / "integration" / "explain").glob("*.txt")), ids=lambda p: p.stem
 )
-def test_what_explain_says_in_the_readme_is_what_a_test_had_it_say(path):
+def test_output_of_explain_in_the_readme_is_that_of_the_tests(path):
     assert f"```console\n{path.read_text(encoding='utf-8').rstrip()}\n```" in README
 
 
-def test_the_table_of_airflows_is_that_of_the_constraints_and_they_keep_its_pins():
+def test_table_of_airflows_matches_the_constraints_and_their_pins():
     tested = {}
     for path in sorted((ROOT / "constraints").glob("*.txt")):
         airflow, minor = re.fullmatch(r"constraints-([\d.]+)-py3(\d+)", path.stem).groups()

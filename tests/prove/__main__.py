@@ -1,107 +1,160 @@
-"""Ten thousand schedules, and how many of them it takes to notice each named mutant; or one seed once more."""
+"""``make prove``: checks ten thousand schedules, kills the named mutants, and plays fifty schedules over TLS."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import os
+import signal
 import sys
-import time
+import tempfile
 from collections import Counter
-from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from met import EVERYTHING
+from happened import EVERYTHING
 from named_mutants import MUTANTS
 from over_tls import check_over_tls
+from progress import Progress
 from proof import kill, prove, smallest
 from schedules import draw
 from simulation import play
 from theorem import BrokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.pool import Pool
 
 OVER_TLS = 50
+ENDING = (signal.SIGINT, signal.SIGTERM)
+FORK = multiprocessing.get_context("fork")
+# Schedules that the mutants' processes have played.
+played = FORK.Value("L", 0)
 
 
 def main() -> int:
-    """Prove all, or play one once more."""
+    """Prove everything, or play one seed again."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, help="play this one once more, and tell it")
+    parser.add_argument("--seed", type=int, help="play only the schedule of this seed, and print what happens")
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     if options.seed is not None:
         return replay(options.seed)
-    gc.freeze()
-    with get_context("fork").Pool(options.processes) as pool:
-        held = timed(lambda: prove_all(pool, range(options.schedules)))
-        killed = timed(lambda: kill_all(pool))
-        same = timed(lambda: all_over_tls(pool))
-    return 0 if held and killed and same else 1
+    parts = (
+        (prove_all, Progress("Schedules", options.schedules, "broken")),
+        (kill_all, Progress("Mutants", len(MUTANTS), "alive")),
+        (compare_all, Progress("Over TLS", OVER_TLS, "different")),
+    )
+    for number in ENDING:
+        signal.signal(number, stop)
+    good, progress = True, parts[0][1]
+    try:
+        # A process that is terminated leaves the sandbox's files behind: they lie in this folder.
+        with tempfile.TemporaryDirectory(prefix="prove-") as tempfile.tempdir:
+            gc.freeze()
+            # Blocked until the workers have their own handlers: they would run the parent's.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            with FORK.Pool(options.processes, initializer=begin_worker) as pool:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+                for act, progress in parts:
+                    progress.start()
+                    good &= act(pool, progress)
+                    print(f"  in {progress.seconds:.0f} s\n", flush=True)
+    except SystemExit as stopped:
+        progress.print(f"Stopped. {progress}")
+        return int(stopped.code or 0)
+    return 0 if good else 1
 
 
-def timed(act: Callable[[], bool]) -> bool:
-    """Do it, and say how long it took."""
-    started = time.monotonic()
-    result = act()
-    print(f"  in {time.monotonic() - started:.0f} s\n", flush=True)
-    return result
+def stop(number: int, _frame: object) -> None:
+    """End at a signal, with the exit code that a shell expects; further signals change nothing."""
+    for other in ENDING:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
-def prove_all(pool: Pool, seeds: range) -> bool:
-    """Prove the schedules of these seeds, and say what they have met."""
+def begin_worker() -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the parent: it terminates the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def results(pool: Pool, act: Callable[[Any], Any], items: Iterable[Any], progress: Progress) -> Iterator[Any]:
+    """Yield the results as they come, and show the progress meanwhile."""
+    coming = pool.imap_unordered(act, items)
+    while True:
+        progress.show()
+        try:
+            yield coming.next(timeout=0.5)
+        except multiprocessing.TimeoutError:
+            progress.more = f"; {played.value:,} schedules played" if act is kill_one else ""
+        except StopIteration:
+            return
+
+
+def prove_all(pool: Pool, progress: Progress) -> bool:
+    """Prove the schedules, and print what happened in them."""
     total: Counter[str] = Counter()
-    broken = 0
-    for seed, said, found in pool.imap_unordered(prove_seed, seeds, chunksize=20):
+    for seed, broken, found in results(pool, prove_seed, range(progress.total), progress):
         total += found
-        broken += bool(said)
-        if said:
-            print(f"BROKEN with seed {seed}: {said}\n  make prove SEED={seed}", flush=True)
-    print(f"Seeds {seeds[0]} to {seeds[-1]}: the theorem is broken by {broken}")
+        progress.add(is_bad=bool(broken))
+        if broken:
+            progress.print(f"BROKEN with seed {seed}: {broken}\n  make prove SEED={seed}")
+    progress.print(f"Seeds 0 to {progress.total - 1}: the theorem is broken by {progress.failures}")
     for name in sorted(total.keys() - set(EVERYTHING), key=lambda name: -total[name]):
         print(f"{total[name]:10,} {name}")
-    print("An open wait has met")
+    print("Happened while a wait was open")
     for name in EVERYTHING:
         print(f"{total[name]:10,} {name}")
-    unmet = [name for name in EVERYTHING if not total[name]]
-    if unmet:
-        print(f"NEVER MET: {', '.join(unmet)}")
-    return not (broken or unmet)
+    missing = [name for name in EVERYTHING if not total[name]]
+    if missing:
+        print(f"NEVER HAPPENED: {', '.join(missing)}")
+    return not (progress.failures or missing)
 
 
 def prove_seed(seed: int) -> tuple[int, str, Counter[str]]:
-    """Prove the schedule of a seed, in a process of several."""
+    """Prove the schedule of a seed, in a worker."""
     try:
         return seed, "", prove(draw(seed))
     except BrokenError as error:
         return seed, str(error), Counter()
 
 
-def kill_all(pool: Pool) -> bool:
-    """Find out each named mutant."""
+def kill_all(pool: Pool, progress: Progress) -> bool:
+    """Kill each named mutant."""
     print("Named mutants, and the schedules that it took to notice each")
-    alive = 0
-    for name, seeds, said in pool.imap(kill, MUTANTS):
-        alive += not seeds
-        print(f"{seeds or 'ALIVE':>10} {name}: {said[:100]}", flush=True)
-    print(f"{len(MUTANTS) - alive} of {len(MUTANTS)} killed")
-    return not alive
+    for name, seeds, broken in results(pool, kill_one, MUTANTS, progress):
+        progress.add(is_bad=not seeds)
+        progress.print(f"{seeds or 'ALIVE':>10} {name}: {broken[:100]}")
+    print(f"{progress.done - progress.failures} of {progress.total} killed")
+    return not progress.failures
 
 
-def all_over_tls(pool: Pool) -> bool:
-    """Play some once more over TLS."""
-    different = list(filter(None, pool.imap(compare, range(OVER_TLS))))
-    print(
-        "\n".join([*different, f"Seeds 0 to {OVER_TLS - 1} over TLS too: {len(different)} end or look otherwise there"])
-    )
-    return not different
+def kill_one(name: str) -> tuple[str, int, str]:
+    """Kill a mutant, in a worker."""
+    return kill(name, count_one)
+
+
+def count_one() -> None:
+    """Count a schedule of a mutant."""
+    with played.get_lock():
+        played.value += 1
+
+
+def compare_all(pool: Pool, progress: Progress) -> bool:
+    """Compare schedules with the same ones over TLS."""
+    for different in results(pool, compare, range(progress.total), progress):
+        progress.add(is_bad=bool(different))
+        if different:
+            progress.print(different)
+    progress.print(f"Seeds 0 to {progress.total - 1} over TLS: {progress.failures} have another result there")
+    return not progress.failures
 
 
 def compare(seed: int) -> str:
-    """Play one over TLS, in a process of several."""
+    """Compare one, in a worker."""
     try:
         check_over_tls(draw(seed))
     except BrokenError as error:
@@ -110,16 +163,16 @@ def compare(seed: int) -> str:
 
 
 def replay(seed: int) -> int:
-    """Play one once more, and tell it; and the smallest like it, if it breaks the theorem."""
+    """Play a schedule again, and print what happens; and the smallest one that breaks the theorem as it does."""
     schedule = draw(seed)
     print(f"Seed {seed}:\n{schedule}")
     for mode in ("deferred", "poke"):
-        for told in play(schedule, mode).waits:
-            looks = ", ".join(f"{look.at:.3f} {look.state}" for look in told.looks)
-            print(f"  {mode}, {told.wait.name}: {told.state} at {told.ended:.3f}; it judged: {looks}")
-    small, said = smallest(schedule)
-    print(f"BROKEN: {said}\nThe smallest that still breaks it:\n{small}" if said else "The theorem holds.")
-    return 1 if said else 0
+        for observed in play(schedule, mode).waits:
+            pokes = ", ".join(f"{poke.at:.3f} {poke.state}" for poke in observed.pokes)
+            print(f"  {mode}, {observed.wait.name}: {observed.state} at {observed.ended:.3f}; verdicts: {pokes}")
+    small, broken = smallest(schedule)
+    print(f"BROKEN: {broken}\nThe smallest that still breaks it:\n{small}" if broken else "The theorem holds.")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

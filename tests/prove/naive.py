@@ -1,7 +1,7 @@
-"""A second reading of DESIGN.md, "The gate", rule by rule: slow, plain, and of the vendor's JSON as it stands.
+"""A second implementation of the rules of the gate, slow and simple, on the vendor's JSON. It shares no code with ours.
 
-It shares nothing with the package. What it gives is a ``Reading``: the state, and which rows may be the result, each
-as what people get. Where the design leaves a choice (entities that are equally new) there are several results.
+It returns a ``Reading``: the state, and the rows that may be the result. Where the rules leave a choice (entities that
+are equally new) there are several results.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ class Reading:
     results: tuple[frozenset[tuple[Any, ...]], ...] = ()
 
     def ends(self, on_failed: str) -> bool:
-        """Say whether there is nothing left to wait for: ``wait`` makes no verdict of a failed one."""
+        """Return whether the wait ends. With ``on_failed="wait"`` a failed one does not end it."""
         return self.state in {"passed", "timezone"} or (self.state == "failed" and on_failed != "wait")
 
-    def gives(self, rows: Rows) -> bool:
-        """Say whether these rows are a result: the right ones, each once, the newest first."""
-        told = [tuple(row[name] for name in FIELDS) for row in rows]
+    def allows(self, rows: Rows) -> bool:
+        """Return whether these rows are a result: the right ones, each once, the newest first."""
+        found = [tuple(row[name] for name in FIELDS) for row in rows]
         times = [row["date_time"] or "" for row in rows]
-        return frozenset(told) in self.results and len(set(told)) == len(told) and times == sorted(times, reverse=True)
+        return (
+            frozenset(found) in self.results and len(set(found)) == len(found) and times == sorted(times, reverse=True)
+        )
 
 
 FIELDS = ("statement_id", "entity_id", "link_id", "progress", "reason", "date_time")
 
 
 def when(row: dict[str, Any], zone: str) -> datetime:
-    """Read the vendor's time, which is in some zone."""
+    """Return the time of a row, which the vendor writes in its own zone."""
     return datetime.fromisoformat(row["date_time"]).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
 
 
 def word(row: dict[str, Any]) -> str:
-    """Rule 2: in any letter case. Rule 3: a blank ``statement_id`` is a failed attempt."""
+    """Return a row's progress. Rule 2: in any letter case. Rule 3: a blank ``statement_id`` is a failed attempt."""
     return row["progress"].lower() if row["statement_id"] else "failed"
 
 
@@ -87,7 +89,7 @@ def read_history(gate: dict[str, Any], payloads: Rows, zone: str, now: datetime)
             passes.append((max(when(row, zone) for row in completed), completed))
     if passes:
         last = max(at for at, _ in passes)
-        return Reading("passed", tuple(_told(completed, zone) for at, completed in passes if at == last))
+        return Reading("passed", tuple(_results(completed, zone) for at, completed in passes if at == last))
 
     # Rule 6.
     going = [row for row in newest.values() if word(row) not in ("completed", "failed")]
@@ -96,7 +98,7 @@ def read_history(gate: dict[str, Any], payloads: Rows, zone: str, now: datetime)
         age = now - when(last_row, zone)
         if word(last_row) == "failed" and age >= timedelta(seconds=gate["failure_grace"]):
             attempts = [row for row in seen if not row["statement_id"]]
-            return Reading("failed", (_told([*newest.values(), *attempts], zone),))
+            return Reading("failed", (_results([*newest.values(), *attempts], zone),))
     return Reading("pending")
 
 
@@ -117,11 +119,11 @@ def read_progress(gate: dict[str, Any], items: Rows) -> Reading:
 
 
 def _rank(row: dict[str, Any], zone: str) -> tuple[datetime, int]:
-    """Newer is more; at the same second completed before failed before anything else."""
+    """Return the sort key of newness: in the same second completed before failed before anything else."""
     return when(row, zone), {"completed": 2, "failed": 1}.get(word(row), 0)
 
 
-def _told(rows: Rows, zone: str) -> frozenset[tuple[Any, ...]]:
+def _results(rows: Rows, zone: str) -> frozenset[tuple[Any, ...]]:
     return frozenset(
         (
             row["statement_id"],

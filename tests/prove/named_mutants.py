@@ -1,6 +1,6 @@
-"""Twelve ways to get it wrong, each a small change of the package's own code that the theorem has to notice.
+"""Thirteen mutants: small changes of the package's code, each of which breaks the theorem.
 
-A change names the function and the words that it replaces: where either is no longer there, it says so and fails.
+A change names a function and the source text that it replaces. It fails where either no longer exists.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """In a function, other words for these. ``more`` are names that the new words use."""
+    """Replaces source text of a function. ``more`` are names that the new text uses."""
 
     where: str
     old: str
@@ -31,9 +31,9 @@ class Change:
 
 
 def _claimed(now: Any) -> list[WebhookPayload]:
-    """What the webhooks have said so far, as if it were the ledger's."""
-    rung = simulation.current.trace.rung
-    return [WebhookPayload(**bell.body, date_time=now) for _, bell in rung if bell.how != "dropped"]
+    """Return the bodies of the webhooks so far, as rows of the payload history."""
+    recorded = simulation.current.trace.recorded
+    return [WebhookPayload(**delivery.body, date_time=now) for _, delivery in recorded if delivery.how != "dropped"]
 
 
 MUTANTS: dict[str, tuple[Change, ...]] = {
@@ -42,33 +42,34 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
             "gate:judge_history", "for row in rows if", "for row in [*rows, *_claimed(now)] if", {"_claimed": _claimed}
         ),
     ),
-    "ignores since": (Change("gate:why_out_of_sight", "expectation.since is not None and", "False and"),),
+    "ignores since": (Change("gate:why_not_considered", "expectation.since is not None and", "False and"),),
     "counts attempts": (
         Change("gate:newest_of_each_statement", "if row.statement_id and", "if"),
         Change("gate:_completed_if_passed", "len(completed) >=", "completed and len(entity) >="),
     ),
     "adds up two entities": (Change("gate:judge_history", "by_entity[row.entity_id]", 'by_entity[""]'),),
-    "lets one old failure close the gate": (
+    "lets one old failure fail the gate": (
         Change(
             "gate:judge_history",
             "newest = shown[0]",
             'newest = next((row for row in reversed(shown) if _is(row, "failed")), shown[0])',
         ),
     ),
-    "takes an empty snapshot for done": (
+    "takes an empty progress for done": (
         Change("gate:judge_progress", 'Verdict("pending", (), "no statement', 'Verdict("passed", (), "no statement'),
     ),
     "relative deadline": (
         Change(
             "triggers.bankconnect:_BankConnectTrigger.run",
             "event = await self._wait()",
-            "self.deadline = datetime.now(UTC) + (self.deadline - self.started); event = await self._wait()",
+            "wait = self.wait; wait.deadline = datetime.now(UTC) + (wait.deadline - wait.started); "
+            "event = await self._wait()",
         ),
     ),
     "forgets Retry-After": (
         Change("api:check_status", "retry_after_seconds(answer.retry_after, answer.received_at)", "None"),
     ),
-    "takes the rows' order for time": (
+    "takes the order of rows for time": (
         Change(
             "api:get_webhook_payloads",
             "sorted(history.payloads, key=lambda row: row.date_time, reverse=True)",
@@ -78,23 +79,22 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         Change("gate:judge_history", "is None}", "is None)"),
         Change("gate:newest_of_each_statement", "or _newness(row) > _newness(newest[key])", "or False"),
     ),
-    "opens on 404": (
+    "passes on 404": (
+        Change("wait:Wait.failed", 'Verdict("pending", (), str(error))', 'Verdict("passed", (), str(error))'),
+    ),
+    "drops the last poke": (
+        Change("wait:Wait.next", "if not self._is_last_poke_made and not self._is_last_poke_paused(now):", "if False:"),
+    ),
+    "pokes for an event during a pause": (
         Change(
-            "triggers.bankconnect:_BankConnectTrigger._judge", 'return Verdict("pending"', 'return Verdict("passed"'
+            "wait:Wait.notified", "max(self._rested, self._pause.until, self._settled, now)", "max(self._rested, now)"
         ),
     ),
-    "drops the last look": (
-        Change(
-            "triggers.bankconnect:_BankConnectTrigger._wait",
-            "if state.not_before <= datetime.now(UTC) and",
-            "if False and",
-        ),
-    ),
-    "polls on after success": (
+    "keeps polling after success": (
         Change(
             "triggers.bankconnect:_BankConnectTrigger.run",
             "yield TriggerEvent(dict(event))",
-            "yield TriggerEvent(dict(event)); await self._wait()",
+            "yield TriggerEvent(dict(event)); self.wait._end = None; await self._wait()",
         ),
     ),
 }
@@ -102,9 +102,9 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
 
 @contextmanager
 def planted(name: str) -> Iterator[None]:
-    """Have the package be wrong in one of these ways.
+    """Change the package as a mutant says.
 
-    :raises LookupError: what is to be changed is not there: the mutant has to follow the code.
+    :raises LookupError: the source text is not there: the mutant has to follow the code.
     """
     sources: dict[str, str] = {}
     names: list[tuple[Any, str]] = []
@@ -121,7 +121,7 @@ def planted(name: str) -> Iterator[None]:
     for where, source in sources.items():
         module, owner, attribute = _find(where)
         made: dict[str, Any] = {}
-        exec(f"from __future__ import annotations\n{source}", vars(module), made)  # noqa: S102 - that is what a mutant is
+        exec(f"from __future__ import annotations\n{source}", vars(module), made)  # noqa: S102 - our own source, changed
         before.append((owner, attribute, getattr(owner, attribute)))
         setattr(owner, attribute, made[attribute])
     try:
@@ -134,12 +134,12 @@ def planted(name: str) -> Iterator[None]:
 
 
 def _find(where: str) -> tuple[Any, Any, str]:
-    """Find the module, what has the function, and the function's name."""
+    """Return the module, the owner of the function, and the function's name."""
     path, _, name = where.partition(":")
     module = owner = importlib.import_module(f"airflow_provider_bankconnect.{path}")
     *classes, attribute = name.split(".")
     for kind in classes:
         owner = getattr(owner, kind, None)
     if not hasattr(owner, attribute):
-        raise LookupError(f"there is no {where} any more")
+        raise LookupError(f"{where} does not exist")
     return module, owner, attribute

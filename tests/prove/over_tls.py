@@ -1,6 +1,6 @@
-"""The same schedule with nothing replaced but time: real sockets, real TLS, the sandbox as it is shipped.
+"""Plays a schedule over real sockets and TLS, from the sandbox as it is shipped; only time is simulated.
 
-It has to come to the same, look by look: then the wire that the other schedules are played on is no other.
+Each poke has to get the same result: that shows that ``wire``, which the other schedules use, is faithful.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from simulated_time import NextThing, simulated_time
-from simulation import Simulation, Told, Trace, connected, play, schedule_clock
+from simulation import Observed, Simulation, Trace, connected, play, schedule_clock
 from theorem import BrokenError
 
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
@@ -28,20 +28,20 @@ _PATIENCE = 60.0
 
 
 class _Traffic(NextThing):
-    """Time stands still while a request is on its way."""
+    """Stops simulated time while a request is in flight."""
 
     requests = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        on_the_way = _Traffic.requests and timeout != 0
-        events = selectors.SelectSelector.select(self, _PATIENCE if on_the_way else 0)
-        if on_the_way and not events:
+        in_flight = _Traffic.requests and timeout != 0
+        events = selectors.SelectSelector.select(self, _PATIENCE if in_flight else 0)
+        if in_flight and not events:
             raise RuntimeError(f"a request has had no answer for {_PATIENCE} s")
         return events or super().select(timeout)
 
 
 def play_over_tls(schedule: Schedule) -> tuple[Trace, int]:
-    """Play a schedule; gives with its trace how many requests have come."""
+    """Play a schedule. Return its trace, and the number of requests that the sandbox received."""
     with ExitStack() as stack:
         loop = stack.enter_context(simulated_time(schedule.start, schedule.seed, _Traffic))
         box = stack.enter_context(_sandbox(schedule, loop))
@@ -53,11 +53,11 @@ def play_over_tls(schedule: Schedule) -> tuple[Trace, int]:
 
 
 def check_over_tls(drawn: Schedule) -> None:
-    """Check that the first wait of a schedule comes to the same over TLS; without what only the simulated wire can do.
+    """Check that the first wait of a schedule has the same results over TLS, without the faults that only ``wire`` has.
 
-    Of several, which asks first in the same instant is chance over TLS.
+    Only the first: over TLS it is chance which of several waits asks first in the same instant.
 
-    :raises BrokenError: says what is different.
+    :raises BrokenError: with the difference.
     """
     faults = tuple(fault for fault in drawn.faults if fault.kind != "delay")
     schedule = replace(drawn, faults=faults, repeats=0.0, waits=drawn.waits[:1])
@@ -65,14 +65,16 @@ def check_over_tls(drawn: Schedule) -> None:
     if len(simulated.replies) != requests:
         raise BrokenError(f"seed {drawn.seed}: {requests} requests over TLS, and {len(simulated.replies)} without")
     for one, other in zip(simulated.waits, real.waits, strict=True):
-        without, over = ((told.state, told.rows, told.asks, list(_in_figures(told))) for told in (one, other))
+        without, over = (
+            (observed.state, observed.rows, observed.asks, list(_in_figures(observed))) for observed in (one, other)
+        )
         if without != over:
             raise BrokenError(f"seed {drawn.seed}, {one.wait.name}: over TLS {over}, without {without}")
 
 
-def _in_figures(told: Told) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Give the events without their words: how a connection breaks is told in several."""
-    for at, event in told.events:
+def _in_figures(observed: Observed) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Yield the events without their ``because``: a broken connection has several messages."""
+    for at, event in observed.events:
         yield at, {name: value for name, value in event.items() if name != "because"}
 
 

@@ -1,4 +1,4 @@
-"""An event loop with a time of its own: it jumps to the next thing that is to happen, and the wall clock with it."""
+"""An event loop in simulated time: it jumps to the next timer, and the wall clock follows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NextThing(selectors.SelectSelector):
-    """Sleeps through to the next timer at once: nothing comes from outside."""
+    """Jumps to the next timer: there is no other source of events."""
 
     def __init__(self, move: Callable[[float], None]) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class NextThing(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("somebody waits, and nothing is left that may happen")
+            raise RuntimeError("a task waits, and no timer is left")
         if timeout > 0:
             self._move(timeout)
         return []
 
 
 class _Future(asyncio.Future[Any]):
-    """Sets of futures have the order in which they were made: a seed is to play the same each time."""
+    """Hashes to its number, so that sets of futures have the same order each time that a seed is played."""
 
     def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -45,7 +45,7 @@ class _Future(asyncio.Future[Any]):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop in simulated time, in whole microseconds, which the wall clock follows."""
+    """An event loop whose time, in whole microseconds, also moves the wall clock."""
 
     def __init__(self, traveller: time_machine.Traveller, selector: type[NextThing]) -> None:
         self._traveller = traveller
@@ -65,18 +65,18 @@ class Loop(asyncio.SelectorEventLoop):
         return _Future(self._futures, self)
 
     def run_in_executor(self, _executor: object, function: Any, *arguments: Any) -> asyncio.Future[Any]:
-        """At once: threads have a time of their own."""
+        """Call the function at once: a thread would run in real time."""
         future = self.create_future()
         try:
             future.set_result(function(*arguments))
-        except Exception as error:  # noqa: BLE001 - as an executor does
+        except Exception as error:  # noqa: BLE001 - as executors do
             future.set_exception(error)
         return future
 
 
 @contextmanager
 def simulated_time(start: datetime, seed: int, selector: type[NextThing] = NextThing) -> Iterator[Loop]:
-    """Begin at ``start``, with dice of its own."""
+    """Run an event loop whose time begins at ``start``, with seeded random numbers."""
     random.seed(seed)
     with time_machine.travel(start, tick=False) as traveller:
         loop = Loop(traveller, selector)

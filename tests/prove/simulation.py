@@ -1,7 +1,7 @@
-"""Plays a schedule: the real sensors, triggers, poller, hooks and readers, in simulated time.
+"""Plays a schedule: the real sensors, triggers, poller and hooks, in simulated time.
 
-What is replaced lies beneath our code: the clock, TLS and sockets, and Airflow's scheduler. What there was to see is
-kept in a ``Trace``; judging it is for ``theorem``.
+Only what lies beneath our code is replaced: the clock, TLS and sockets, and Airflow's scheduler. A ``Trace`` keeps what
+was observed; ``theorem`` judges it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
-from schedules import REQUEST_TIMEOUT, Bell, Schedule, Wait
+from schedules import REQUEST_TIMEOUT, Delivery, Schedule, Wait
 from simulated_time import Loop, simulated_time
-from wire import Ledger, Reply, Wire, replaced
+from wire import RecordKey, Reply, Wire, replaced
 
 from airflow_provider_bankconnect.gate import HistoryGate, ProgressGate
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook, BankConnectHook
@@ -49,15 +49,15 @@ CONNECTION = "bankconnect_default"
 
 @dataclass
 class Ask:
-    """One look of a wait at its ledger: when it began, and which of the triggerer's lives it was in."""
+    """One poke of a wait in a triggerer: when it began, and how often the triggerer had been restarted by then."""
 
     at: float
-    life: int
+    restarts: int
 
 
 @dataclass
-class Look:
-    """One judgement: what was answered, when it was judged, and what was said of it."""
+class Poke:
+    """One judgement: the answer that was judged, when, and the verdict."""
 
     at: float
     now: datetime
@@ -67,39 +67,39 @@ class Look:
 
 
 @dataclass
-class Told:
-    """What is known of one wait when all is over. ``ended`` is when its verdict was there."""
+class Observed:
+    """What was observed of one wait. ``ended`` is the time of its verdict."""
 
     wait: Wait
     began: float = float("inf")
     ended: float = float("inf")
     asks: list[Ask] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
+    pokes: list[Poke] = field(default_factory=list)
     events: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     state: str = "running"
     rows: Any = None
 
     def is_open(self, at: float) -> bool:
-        """Say whether the wait was on."""
+        """Return whether the wait was open at that time."""
         return self.began <= at < self.ended
 
 
 @dataclass
 class Trace:
-    """One schedule, played; ``world`` still knows what was true when: its clock stands still since."""
+    """What was observed of one schedule. ``world`` can still be asked what was true at any time before ``over``."""
 
     schedule: Schedule
     mode: str
     world: World
-    waits: list[Told]
+    waits: list[Observed]
     replies: list[Reply] = field(default_factory=list)
-    rung: list[tuple[float, Bell]] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    recorded: list[tuple[float, Delivery]] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
     over: float = 0.0
 
-    def known(self, ledger: Ledger, at: float) -> list[dict[str, Any]]:
-        """Give the rows that the ledger had at that time."""
-        call, name = ledger
+    def known(self, record: RecordKey, at: float) -> list[dict[str, Any]]:
+        """Return the rows that the record had at that time."""
+        call, name = record
         ago = self.over - at
         if call == "webhook_payloads":
             return self.world.history(name, ago)
@@ -107,12 +107,12 @@ class Trace:
         return [] if answer is None else list(answer["progress"])
 
 
-# The simulation that is on: for mutants that want to know what has rung.
+# The running simulation: some mutants read its webhooks.
 current: Simulation | None = None
 
 
 def play(schedule: Schedule, mode: str = "deferred") -> Trace:
-    """Play a schedule: its waits together in a triggerer (``deferred``), or its first alone on a worker (``poke``)."""
+    """Play a schedule: all waits together in a triggerer (``deferred``), or the first alone on a worker (``poke``)."""
     with ExitStack() as stack:
         loop = stack.enter_context(simulated_time(schedule.start, schedule.seed))
         clock = schedule_clock(schedule, loop)
@@ -123,19 +123,19 @@ def play(schedule: Schedule, mode: str = "deferred") -> Trace:
         stack.enter_context(connected(schedule, connection | {"extra": {"api_key": "made-up-key"}}))
         wire = Wire(schedule, world, loop, clock)
         simulation = Simulation(schedule, mode, loop, world, wire)
-        stack.enter_context(replaced(wire, lambda: f"triggerer {simulation.life}"))
-        stack.enter_context(simulation.listening())
+        stack.enter_context(replaced(wire, lambda: f"triggerer {simulation.restarts}"))
+        stack.enter_context(simulation.observing())
         return simulation.run()
 
 
 def schedule_clock(schedule: Schedule, loop: Loop) -> Callable[[], datetime]:
-    """Give the vendor's clock, which still tells the last moment when all is over."""
+    """Return the vendor's clock. When the loop has ended, it stands still at the last moment."""
     return lambda: schedule.moment(loop.time())
 
 
 @contextmanager
 def connected(schedule: Schedule, connection: dict[str, Any]) -> Iterator[None]:
-    """Have Airflow know the connection, and nothing else of this machine: least of all a proxy. Nothing is logged."""
+    """Set the connection and empty the environment, which may name a proxy. Nothing is logged."""
     connection["extra"] |= {"timezone": schedule.our_zone, "timeout": REQUEST_TIMEOUT}
     environment = {"AIRFLOW_CONN_BANKCONNECT_DEFAULT": json.dumps(connection)}
     with patch.dict(os.environ, environment, clear=True), _quiet():
@@ -144,8 +144,8 @@ def connected(schedule: Schedule, connection: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Log nothing: it would take half of the time."""
-    disabled, told = logging.root.manager.disable, structlog and structlog.get_config()
+    """Switch logging off: it would take half of the time."""
+    disabled, configured = logging.root.manager.disable, structlog and structlog.get_config()
     logging.disable()
     if structlog:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -154,30 +154,30 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         if structlog:
-            structlog.configure(**told)
+            structlog.configure(**configured)
 
 
 class Simulation:
-    """One schedule on its way."""
+    """Plays one schedule."""
 
     def __init__(self, schedule: Schedule, mode: str, loop: Loop, world: World, wire: Wire | None = None) -> None:
         self.loop = loop
-        self.life = 0
-        self.trace = Trace(schedule, mode, world, [Told(wait) for wait in schedule.waits])
+        self.restarts = 0
+        self.trace = Trace(schedule, mode, world, [Observed(wait) for wait in schedule.waits])
         self._schedule = schedule
         self._wire = wire
         self._triggers: list[_Trigger] = []
         self._is_up = True
-        # Who looks, by the gate that looks; on a worker, where there is one wait at a time, by that.
-        self._of_gate: dict[int, tuple[object, Told]] = {}
-        self._on_duty: Told | None = None
+        # In a triggerer a wait is found by its gate; a worker runs one wait at a time.
+        self._by_gate: dict[int, tuple[object, Observed]] = {}
+        self._on_a_worker: Observed | None = None
         self._read: list[tuple[object, Reply]] = []
 
     def run(self) -> Trace:
-        """Play it to its end."""
+        """Play the schedule to its end."""
         global current  # noqa: PLW0603
         current = self
-        self._tell_the_vendor()
+        self._fill_the_records()
         if self.trace.mode == "poke":
             self._poke()
         else:
@@ -187,22 +187,25 @@ class Simulation:
             self.trace.replies = self._wire.replies
         return self.trace
 
-    def _tell_the_vendor(self) -> None:
+    def _fill_the_records(self) -> None:
         world, call_at = self.trace.world, self.loop.call_at
         for one in self._schedule.plays:
-            told = {name: one.body[name] for name in ("link_id", "entity_id", "statement_id", "progress", "reason")}
-            told |= {"mode": one.mode, "later": {"salary": one.later, "identity": one.later / 2}, "transactions": 0}
+            values = {name: one.body[name] for name in ("link_id", "entity_id", "statement_id", "progress", "reason")}
+            values |= {"mode": one.mode, "later": {"salary": one.later, "identity": one.later / 2}, "transactions": 0}
             if one.ends < 0:
-                world.play(Statement(**told, after=one.ends))
+                world.play(Statement(**values, after=one.ends))
             else:
-                call_at(one.begins, world.play, Statement(**told, after=one.ends - one.begins))
-        for odd in self._schedule.odds:
-            call_at(odd.at, functools.partial(world.payload, odd.row, filed_under=odd.filed_under, date_time=None))
+                call_at(one.begins, world.play, Statement(**values, after=one.ends - one.begins))
+        for extra_row in self._schedule.extra_rows:
+            call_at(
+                extra_row.at,
+                functools.partial(world.payload, extra_row.row, filed_under=extra_row.filed_under, date_time=None),
+            )
 
     # On a worker
 
     def sensor(self, wait: Wait) -> Any:
-        """Make the sensor."""
+        """Return the sensor of a wait."""
         gate = dict(wait.gate)
         if "since" in gate:
             gate["since"] = self._schedule.moment(gate["since"])
@@ -221,40 +224,40 @@ class Simulation:
         )
 
     def _poke(self) -> None:
-        """Have the first wait alone, with a worker's thread to itself."""
+        """Run the first wait alone, in a worker's thread."""
         del self.trace.waits[1:]
-        (told,) = self.trace.waits
+        (observed,) = self.trace.waits
 
         def sleep(seconds: float) -> None:
             self.loop.run_until_complete(asyncio.sleep(seconds))
 
         if self._wire is not None:
-            self._wire.nap = sleep
-        sleep(told.wait.begins)
+            self._wire.sleep = sleep
+        sleep(observed.wait.begins)
         with patch("time.sleep", sleep), patch("time.monotonic", self.loop.time):
-            self._on_worker(told, lambda: self.sensor(told.wait).execute({"ti": None}))
+            self._on_worker(observed, lambda: self.sensor(observed.wait).execute({"ti": None}))
 
-    def _on_worker(self, told: Told, act: Callable[[], Any]) -> TaskDeferred | None:
-        """Have a worker do something for a wait, and note what becomes of the task."""
-        self._on_duty = told
+    def _on_worker(self, observed: Observed, act: Callable[[], Any]) -> TaskDeferred | None:
+        """Run a step of a task on a worker, and record how the task ends."""
+        self._on_a_worker = observed
         if self._wire is not None:
-            self._wire.by = f"worker {told.wait.name}"
-        told.began = min(told.began, self.loop.time())
+            self._wire.by = f"worker {observed.wait.name}"
+        observed.began = min(observed.began, self.loop.time())
         try:
-            told.rows, told.state = act(), "success"
+            observed.rows, observed.state = act(), "success"
         except TaskDeferred as deferred:
             return deferred
         except AirflowSkipException:
-            told.state = "skipped"
+            observed.state = "skipped"
         except AirflowSensorTimeout:
-            told.state = "timeout"
+            observed.state = "timeout"
         except AirflowFailException:
-            told.state = "failed"
-        except Exception as error:  # noqa: BLE001 - whatever else it is, Airflow retries the task
-            told.state = type(error).__name__
+            observed.state = "failed"
+        except Exception as error:  # noqa: BLE001 - Airflow retries the task after any other error
+            observed.state = type(error).__name__
         finally:
-            self._on_duty = None
-        told.ended = min(told.ended, self.loop.time())
+            self._on_a_worker = None
+        observed.ended = min(observed.ended, self.loop.time())
         return None
 
     # In a triggerer
@@ -262,32 +265,32 @@ class Simulation:
     async def _deferred(self) -> None:
         for kill in self._schedule.kills:
             self.loop.call_at(kill.at, self._kill)
-            self.loop.call_at(kill.back, self._come_back)
-        for bell in self._schedule.bells:
-            self.loop.call_at(bell.at, self._ring, bell)
-        await asyncio.gather(*(self._live(told) for told in self.trace.waits))
-        # Who polls on now, polls on after its end.
+            self.loop.call_at(kill.back, self._restart)
+        for delivery in self._schedule.deliveries:
+            self.loop.call_at(delivery.at, self._event, delivery)
+        await asyncio.gather(*(self._run_task(observed) for observed in self.trace.waits))
+        # A wait that polls now, polls after its end.
         await asyncio.sleep(2 * max(wait.poke_interval for wait in self._schedule.waits) + 2)
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        self.trace.left = [*map(repr, others), *map(repr, pollers._pollers.get(self.loop, {}).values())]
+        self.trace.leftovers = [*map(repr, others), *map(repr, pollers._pollers.get(self.loop, {}).values())]
         for task in others:
             task.cancel()
         await asyncio.sleep(1)
 
-    async def _live(self, told: Told) -> None:
-        await asyncio.sleep(told.wait.begins)
-        deferred = self._on_worker(told, lambda: self.sensor(told.wait).execute({"ti": None}))
+    async def _run_task(self, observed: Observed) -> None:
+        await asyncio.sleep(observed.wait.begins)
+        deferred = self._on_worker(observed, lambda: self.sensor(observed.wait).execute({"ti": None}))
         if deferred is None:
             return
-        trigger = _Trigger(told, type(deferred.trigger), json.dumps(deferred.trigger.serialize()[1]))
+        trigger = _Trigger(observed, type(deferred.trigger), json.dumps(deferred.trigger.serialize()[1]))
         self._triggers.append(trigger)
         if self._is_up:
             self._start(trigger)
         event = await trigger.event
-        told.ended = self.loop.time()
+        observed.ended = self.loop.time()
         resumed = {**(deferred.kwargs or {}), "event": event}
         self._on_worker(
-            told, lambda: self.sensor(told.wait).resume_execution(deferred.method_name, resumed, {"ti": None})
+            observed, lambda: self.sensor(observed.wait).resume_execution(deferred.method_name, resumed, {"ti": None})
         )
 
     def _start(self, trigger: _Trigger) -> None:
@@ -295,10 +298,10 @@ class Simulation:
 
     async def _run(self, row: _Trigger) -> None:
         trigger = row.kind(**json.loads(row.arguments))
-        self._of_gate[id(trigger.gate)] = (trigger.gate, row.told)
+        self._by_gate[id(trigger.gate)] = (trigger.gate, row.observed)
         async for event in trigger.run():
             payload = json.loads(json.dumps(event.payload))
-            row.told.events.append((self.loop.time(), payload))
+            row.observed.events.append((self.loop.time(), payload))
             if not row.event.done():
                 row.event.set_result(payload)
 
@@ -308,25 +311,25 @@ class Simulation:
             if trigger.task is not None:
                 trigger.task.cancel()
 
-    def _come_back(self) -> None:
+    def _restart(self) -> None:
         self._is_up = True
-        self.life += 1
+        self.restarts += 1
         for trigger in self._triggers:
             if not trigger.event.done():
                 self._start(trigger)
 
-    def _ring(self, bell: Bell) -> None:
-        self.trace.rung.append((self.loop.time(), bell))
+    def _event(self, delivery: Delivery) -> None:
+        self.trace.recorded.append((self.loop.time(), delivery))
         poller = pollers._pollers.get(self.loop, {}).get(CONNECTION)
-        if bell.how != "dropped" and poller is not None and self._is_up:
-            link_id, entity_id = bell.body["link_id"], bell.body["entity_id"]
-            poller.ring(dict.fromkeys((partition_key(link_id, entity_id), partition_key(None, entity_id))))
+        if delivery.how != "dropped" and poller is not None and self._is_up:
+            link_id, entity_id = delivery.body["link_id"], delivery.body["entity_id"]
+            poller.notify(dict.fromkeys((partition_key(link_id, entity_id), partition_key(None, entity_id))))
 
-    # Listening in
+    # Observing
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Note each look, what was read of which answer, and each verdict; and change nothing."""
+    def observing(self) -> Iterator[None]:
+        """Record each poke, the answer that each verdict is based on, and each verdict."""
 
         def noting_read(run: Any) -> Any:
             def noting(hook: object, call: Any) -> Any:
@@ -344,18 +347,18 @@ class Simulation:
 
             return noting
 
-        def noting_look(judge: Any) -> Any:
+        def noting_poke(judge: Any) -> Any:
             def noting(gate: object, rows: Any, now: datetime) -> Any:
-                told = self._on_duty or self._of_gate[id(gate)][1]
+                observed = self._on_a_worker or self._by_gate[id(gate)][1]
                 reply = next(reply for read, reply in reversed(self._read) if read is rows)
-                look = Look(self.loop.time(), now, reply)
-                told.looks.append(look)
+                poke = Poke(self.loop.time(), now, reply)
+                observed.pokes.append(poke)
                 try:
                     verdict = judge(gate, rows, now)
                 except Exception as error:
-                    look.state = type(error).__name__
+                    poke.state = type(error).__name__
                     raise
-                look.state, look.rows = verdict.state, [row.as_dict() for row in verdict.rows]
+                poke.state, poke.rows = verdict.state, [row.as_dict() for row in verdict.rows]
                 return verdict
 
             return noting
@@ -365,20 +368,20 @@ class Simulation:
             for owner, name, noting in (
                 (BankConnectHook, "run", noting_read),
                 (BankConnectAsyncHook, "run", noting_async_read),
-                (HistoryGate, "judge", noting_look),
-                (ProgressGate, "judge", noting_look),
+                (HistoryGate, "judge", noting_poke),
+                (ProgressGate, "judge", noting_poke),
             ):
                 stack.enter_context(patch.object(owner, name, noting(getattr(owner, name))))
             yield
 
     @contextmanager
     def noting_asks(self) -> Iterator[None]:
-        """Note when which wait looks."""
+        """Record when each wait pokes."""
         ask = Poller.ask
 
         async def noting(poller: Poller, gate: Any, **more: Any) -> Any:
-            if id(gate) in self._of_gate:
-                self._of_gate[id(gate)][1].asks.append(Ask(self.loop.time(), self.life))
+            if id(gate) in self._by_gate:
+                self._by_gate[id(gate)][1].asks.append(Ask(self.loop.time(), self.restarts))
             return await ask(poller, gate, **more)
 
         with patch.object(Poller, "ask", noting):
@@ -386,10 +389,10 @@ class Simulation:
 
 
 class _Trigger:
-    """A trigger's row in Airflow's database: its arguments as text, whoever runs it."""
+    """A trigger's row in Airflow's database, with its arguments as text."""
 
-    def __init__(self, told: Told, kind: type, arguments: str) -> None:
-        self.told = told
+    def __init__(self, observed: Observed, kind: type, arguments: str) -> None:
+        self.observed = observed
         self.kind = kind
         self.arguments = arguments
         self.event: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()

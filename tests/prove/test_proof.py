@@ -1,4 +1,4 @@
-"""The theorem of docs/proof.rst, of two hundred schedules. ``make prove`` does ten thousand, and kills the mutants."""
+"""The theorem of docs/proof.rst on 200 schedules. ``make prove`` checks 10,000, and kills the mutants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from theorem import BrokenError
     suppress_health_check=list(HealthCheck),
 )
 @given(st.integers(0, 9_999))
-def test_the_theorem_holds_of_two_hundred_of_the_ten_thousand_schedules(seed):
+def test_theorem_holds_for_200_of_the_schedules(seed):
     try:
         prove(draw(seed))
     except BrokenError as error:
@@ -33,12 +33,12 @@ def test_the_theorem_holds_of_two_hundred_of_the_ten_thousand_schedules(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_over_tls_from_the_sandbox_a_schedule_comes_to_the_same_look_by_look(seed):
+def test_each_poke_has_the_same_result_over_tls(seed):
     check_over_tls(draw(seed))
 
 
 @pytest.mark.parametrize("seed", [2, 3, 5])
-def test_a_seed_plays_the_same_each_time(seed):
+def test_seed_is_played_the_same_each_time(seed):
     one, other = play(draw(seed)), play(draw(seed))
     assert one.waits == other.waits
     assert one.replies == other.replies
@@ -46,33 +46,33 @@ def test_a_seed_plays_the_same_each_time(seed):
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_what_a_named_mutant_changes_is_still_there(name):
+def test_source_text_of_a_named_mutant_exists(name):
     with planted(name):
         pass
 
 
-def test_a_mutant_whose_code_is_not_there_any_more_is_told(monkeypatch):
-    monkeypatch.setitem(MUTANTS, "ignores since", (Change("gate:why_out_of_sight", "words that nobody wrote", ""),))
+def test_mutant_whose_source_text_does_not_exist_is_an_error(monkeypatch):
+    monkeypatch.setitem(MUTANTS, "ignores since", (Change("gate:why_not_considered", "no such text", ""),))
     with (
-        pytest.raises(LookupError, match="gate:why_out_of_sight has 'words that nobody wrote' 0 times"),
+        pytest.raises(LookupError, match="gate:why_not_considered has 'no such text' 0 times"),
         planted("ignores since"),
     ):
         pass
     monkeypatch.setitem(MUTANTS, "ignores since", (Change("gate:judge_the_history", "", ""),))
-    with pytest.raises(LookupError, match="there is no gate:judge_the_history any more"), planted("ignores since"):
+    with pytest.raises(LookupError, match="gate:judge_the_history does not exist"), planted("ignores since"):
         pass
 
 
-def test_a_schedule_that_breaks_the_theorem_is_made_small_and_told():
-    _, seeds, _ = kill("drops the last look")
-    with planted("drops the last look"):
-        schedule, said = smallest(draw(seeds - 1))
-    assert "it did not look at its deadline" in said
+def test_schedule_that_breaks_the_theorem_is_shrunk():
+    _, seeds, _ = kill("drops the last poke")
+    with planted("drops the last poke"):
+        schedule, broken = smallest(draw(seeds - 1))
+    assert "it did not poke at its deadline" in broken
     assert not schedule.plays
-    assert not schedule.bells
-    # Nothing of it is wrong but what was planted.
+    assert not schedule.deliveries
+    # Only the mutant breaks it.
     assert smallest(schedule) == (schedule, "")
 
 
-def test_the_second_reading_shares_nothing_with_the_first():
+def test_second_implementation_does_not_import_the_package():
     assert "airflow_provider_bankconnect" not in Path(naive.__file__).read_text(encoding="utf-8")

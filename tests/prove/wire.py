@@ -1,7 +1,7 @@
-"""The vendor's answers, and what stands in the place of ``aiohttp`` and ``requests`` to bring them.
+"""The vendor's answers without sockets: replaces what lies beneath ``aiohttp`` and ``requests``.
 
-The sandbox's ``World`` and ``Faults`` answer, as its app does over TLS; only the bytes in between are left out.
-``over_tls`` sees to it that this makes no difference.
+The sandbox's ``World`` and ``Faults`` make the answers, as they do in its app. ``over_tls`` checks that leaving out TLS
+makes no difference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import requests
 import urllib3
 from schedules import REQUEST_TIMEOUT
 
-from airflow_provider_bankconnect.hooks import bankconnect as hooks
+from airflow_provider_bankconnect.hooks import transport
 from airflow_provider_bankconnect.sandbox.faults import Faults
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
     from airflow_provider_bankconnect.sandbox.world import World
 
-Ledger = tuple[str, str]
+RecordKey = tuple[str, str]
 
 
 @dataclass
 class Reply:
-    """One answer of the vendor's; ``status`` 0 for none. ``by`` says which process had asked."""
+    """One answer of the vendor, with ``status`` 0 for none. ``by`` names the process that asked."""
 
     by: str
-    ledger: Ledger
+    record: RecordKey
     sent: float
     faults: tuple[str, ...] = ()
     answered: float = float("inf")
@@ -56,28 +56,28 @@ class Reply:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows in it."""
+        """The rows of the answer."""
         answer = json.loads(self.body) if self.status == 200 and self.body.startswith(b"{") else {}
         return answer.get("payloads") or answer.get("progress") or []
 
 
 class Wire:
-    """Takes requests, and keeps what was answered. ``by`` says who is asking, ``nap`` how a thread lets time pass."""
+    """Answers requests, and keeps the answers. ``by`` names the process, ``sleep`` lets time pass for a thread."""
 
     def __init__(self, schedule: Schedule, world: World, loop: Loop, clock: Callable[[], datetime]) -> None:
         self.replies: list[Reply] = []
         self.by = ""
-        self.nap: Callable[[float], None] | None = None
-        # Of each task, the reply that it had last; of no task, the worker's.
+        self.sleep: Callable[[float], None] | None = None
+        # The last reply of each task; under None, that of the worker.
         self.last: dict[asyncio.Task[Any] | None, Reply] = {}
         self._schedule = schedule
         self._world = world
         self._loop = loop
         self._faults = Faults(clock, schedule.seed, schedule.faults)
-        self._dice = random.Random(f"wire {schedule.seed}")
+        self._rng = random.Random(f"wire {schedule.seed}")
 
     async def fetch(self, url: str, by: str) -> Reply:
-        """Answer a request of aiohttp's, which sends a GET again, once, when it is lost without an answer."""
+        """Answer a request of aiohttp, which repeats a GET once when the connection is lost without an answer."""
         for attempt in range(2):
             reply, delay, complete = self._begin(url, by)
             reply.resent = attempt > 0
@@ -93,11 +93,11 @@ class Wire:
         raise aiohttp.ServerDisconnectedError
 
     def fetch_at_once(self, url: str) -> Reply:
-        """Answer a request of ``requests``'s."""
+        """Answer a request of ``requests``."""
         reply, delay, complete = self._begin(url, self.by)
         self.last[None] = reply
-        if self.nap is not None:
-            self.nap(min(delay, REQUEST_TIMEOUT))
+        if self.sleep is not None:
+            self.sleep(min(delay, REQUEST_TIMEOUT))
             if delay >= REQUEST_TIMEOUT:
                 reply.answered = self._loop.time()
                 raise requests.ReadTimeout
@@ -107,54 +107,54 @@ class Wire:
         return reply
 
     def _begin(self, url: str, by: str) -> tuple[Reply, float, Callable[[], None]]:
-        """Take a request; gives the reply to come, the seconds until then, and what completes it."""
+        """Take a request. Return its reply, the seconds until that is there, and what completes it then."""
         parts = urlsplit(url)
         segments = parts.path.removeprefix("/bank-connect/v1/entity/").rstrip("/").split("/")
         link_id = parse_qs(parts.query).get("link_id", [""])[0]
         match segments:
             case ["webhook_payloads"]:
-                ledger = ("webhook_payloads", link_id)
+                record = ("webhook_payloads", link_id)
             case [""]:
-                ledger = ("entities", link_id)
+                record = ("entities", link_id)
             case [entity_id, analysis]:
-                ledger = (analysis, entity_id)
-        faults = self._faults.for_request(ledger[0])
-        met: dict[str, Any] = {fault.kind: fault for fault in faults}
-        reply = Reply(by, ledger, self._loop.time(), tuple(met))
+                record = (analysis, entity_id)
+        faults = self._faults.for_request(record[0])
+        active: dict[str, Any] = {fault.kind: fault for fault in faults}
+        reply = Reply(by, record, self._loop.time(), tuple(active))
         self.replies.append(reply)
         delay = sum(fault.seconds for fault in faults if fault.kind == "delay")
-        met["stale"] = sum(fault.seconds for fault in faults if fault.kind == "stale")
-        return reply, delay, functools.partial(self._complete, reply, met)
+        active["stale"] = sum(fault.seconds for fault in faults if fault.kind == "stale")
+        return reply, delay, functools.partial(self._complete, reply, active)
 
-    def _complete(self, reply: Reply, met: dict[str, Any]) -> None:
+    def _complete(self, reply: Reply, active: dict[str, Any]) -> None:
         reply.answered, reply.answered_on = self._loop.time(), datetime.now(UTC)
-        if "reset" in met:
+        if "reset" in active:
             return
-        if "status" in met:
-            fault = met["status"]
+        if "status" in active:
+            fault = active["status"]
             reply.status, reply.body = fault.status, b'{"detail": "on purpose"}'
             if fault.retry_after is not None:
                 later = format_datetime(datetime.now(UTC) + timedelta(seconds=fault.retry_after), usegmt=True)
                 reply.retry_after = later if fault.retry_after_form == "date" else f"{fault.retry_after:g}"
             return
-        if "redirect" in met or "garbage" in met:
-            reply.status, reply.body = (302 if "redirect" in met else 200), b"<html>Please come back later</html>"
+        if "redirect" in active or "garbage" in active:
+            reply.status, reply.body = (302 if "redirect" in active else 200), b"<html>Please come back later</html>"
             return
-        reply.status, value = self._answer(reply.ledger, met["stale"])
+        reply.status, value = self._answer(reply.record, active["stale"])
         for name in {"payloads", "progress"} & value.keys():
             rows = value[name]
-            if rows and self._dice.random() < self._schedule.repeats:
-                rows = [*rows, *self._dice.choices(rows, k=2)]
-                reply.faults += ("repeated",)
-            if "shuffle" in met:
-                rows = self._dice.sample(rows, len(rows))
-            if "extra" in met:
+            if rows and self._rng.random() < self._schedule.repeats:
+                rows = [*rows, *self._rng.choices(rows, k=2)]
+                reply.faults += ("duplicate",)
+            if "shuffle" in active:
+                rows = self._rng.sample(rows, len(rows))
+            if "extra" in active:
                 rows = [{"unknown": {"a": [1, None]}, **row} for row in rows]
             value[name] = rows
         reply.body = json.dumps(value).encode()
 
-    def _answer(self, ledger: Ledger, ago: float) -> tuple[int, dict[str, Any]]:
-        call, name = ledger
+    def _answer(self, record: RecordKey, ago: float) -> tuple[int, dict[str, Any]]:
+        call, name = record
         if call == "entities":
             found = self._world.entities(name)
             return 200, {"count": len(found), "next": None, "previous": None, "results": found}
@@ -168,7 +168,7 @@ class Wire:
 
 @contextmanager
 def replaced(wire: Wire, process: Callable[[], str]) -> Iterator[None]:
-    """Have this wire in the place of both libraries' own; ``process`` names the triggerer that asks."""
+    """Connect both libraries to this wire. ``process`` names the triggerer that asks."""
 
     class Session:
         def __init__(self, *, timeout: aiohttp.ClientTimeout, **_: object) -> None:
@@ -193,26 +193,27 @@ def replaced(wire: Wire, process: Callable[[], str]) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(aiohttp, "ClientSession", Session))
-        stack.enter_context(patch.object(hooks, "_Connector", lambda **_: None))
+        stack.enter_context(patch.object(transport, "_Connector", lambda **_: None))
         stack.enter_context(patch.object(requests.adapters.HTTPAdapter, "send", send))
-        stack.enter_context(patch.object(ssl, "create_default_context", _context))
+        for owner, name in ((ssl, "create_default_context"), (transport, "create_urllib3_context")):
+            stack.enter_context(patch.object(owner, name, _context))
         yield
 
 
 class _Raw(io.BytesIO):
-    """What requests gives of a reply's body."""
+    """The body of a reply, for ``requests``."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.body)
         self._reply = reply
 
-    def read1(self, size: int = -1, *, decode_content: bool = True) -> bytes:  # noqa: ARG002 - urllib3's own
+    def read1(self, size: int = -1, *, decode_content: bool = True) -> bytes:  # noqa: ARG002 - named by urllib3
         _refuse_half(self._reply, urllib3.exceptions.ProtocolError)
         return super().read1(size)
 
 
 class _Response:
-    """What aiohttp gives of a reply."""
+    """A reply, as ``aiohttp`` has it."""
 
     def __init__(self, reply: Reply) -> None:
         self.status = reply.status

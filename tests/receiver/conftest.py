@@ -6,13 +6,13 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from doorbells import CONN_ID, DAGS, LONELY, TOKEN, Caller, Database, Served, airflow_uses, api_server
 from homes import Home
+from receivers import CONN_ID, DAGS, NO_DAG, TOKEN, Caller, Database, Served, airflow_uses, api_server
 
 from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.sandbox import Sandbox
 
-# Airflow's own commands, in one process: it takes seconds to get going.
+# One process for both commands, since Airflow takes seconds to import.
 PREPARE = """
 from airflow.cli.cli_parser import get_parser
 
@@ -23,9 +23,9 @@ for command in (["db", "migrate"], ["dags", "reserialize"]):
 
 
 def migrate(folder, **settings):
-    """Make Airflow's database, and have the DAGs parsed into it."""
+    """Create Airflow's database and parse the DAGs into it."""
     home = Home(folder, AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False", **settings)
-    home.add("doorbells", DAGS)
+    home.add("webhook receivers", DAGS)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PREPARE],
         env=home.environment,
@@ -40,14 +40,14 @@ def migrate(folder, **settings):
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory):
-    """A SQLite that Airflow could run on, once for all tests."""
-    return migrate(tmp_path_factory.mktemp("doorbell")).database
+    """A SQLite database that Airflow could run on, created once for all tests."""
+    return migrate(tmp_path_factory.mktemp("webhook receiver")).database
 
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    """A PostgreSQL of our own, where its programs are."""
-    live = pytest.importorskip("live", reason="the scripts are not here")
+    """A PostgreSQL server, if its programs are installed."""
+    live = pytest.importorskip("live", reason="needs scripts/live.py")
     for driver in ("psycopg2", "asyncpg"):
         pytest.importorskip(driver)
     try:
@@ -60,23 +60,24 @@ def postgres_server():
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server, tmp_path_factory):
-    """A database in it that Airflow could run on, once for all tests."""
-    migrate(tmp_path_factory.mktemp("doorbell"), AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgres_server.url)
+    """A PostgreSQL database that Airflow could run on, created once for all tests."""
+    migrate(tmp_path_factory.mktemp("webhook receiver"), AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgres_server.url)
     return postgres_server.url
 
 
 @pytest.fixture
 def sqlite(migrated_sqlite, tmp_path):
-    """A SQLite of its own for each test, which this process's Airflow uses."""
+    """A SQLite database for each test, which Airflow uses in this process."""
     shutil.copy(migrated_sqlite, tmp_path / "airflow.db")
     database = Database(f"sqlite:///{tmp_path / 'airflow.db'}")
-    with airflow_uses(database.url):
+    # SQLite gives up on a lock after 5 seconds; on a busy machine, a test may hold it for longer.
+    with airflow_uses(f"{database.url}?timeout=300"):
         yield database
 
 
 @pytest.fixture
 def postgres(migrated_postgres, tmp_path):
-    """A PostgreSQL database of its own for each test, likewise."""
+    """A PostgreSQL database for each test, which Airflow uses in this process."""
     server, _, template = migrated_postgres.rpartition("/")
     name = "".join(letter for letter in tmp_path.name.lower() if letter.isalnum())
     with administer(server) as run:
@@ -90,20 +91,20 @@ def postgres(migrated_postgres, tmp_path):
 
 @contextmanager
 def administer(server):
-    """Run what PostgreSQL wants to have no transaction around."""
+    """Run statements that PostgreSQL refuses in a transaction."""
     with Database(f"{server}/template1")._engine.connect() as connection:
         yield connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request):
-    """Each of both."""
+    """Run the test with each database."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
 def configure(monkeypatch):
-    """Set settings of ``[bankconnect]``; None takes one away."""
+    """Set options of ``[bankconnect]``; None removes one."""
 
     def set_settings(**settings):
         for name, value in settings.items():
@@ -120,16 +121,16 @@ def configure(monkeypatch):
 
 
 @pytest.fixture
-def doorbell(configure, monkeypatch):
-    """A doorbell that is on; without a database it can still refuse."""
+def receiver(configure, monkeypatch):
+    """A client of a webhook receiver that is switched on, and has a database if the test asks for one."""
     configure(webhook_token=TOKEN)
-    monkeypatch.setenv(f"AIRFLOW_CONN_{LONELY.upper()}", "bankconnect://")
+    monkeypatch.setenv(f"AIRFLOW_CONN_{NO_DAG.upper()}", "bankconnect://")
     return Caller(api_server())
 
 
 @pytest.fixture
 def api_server_at(monkeypatch):
-    """Say where Airflow's own parts find the API server, and what they trust."""
+    """Set where tasks and triggerers find the API server, and which certificates they trust."""
 
     def set_settings(url, ca_file=None, own_file=None):
         monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{url}/execution/")
@@ -141,25 +142,25 @@ def api_server_at(monkeypatch):
 
 @pytest.fixture
 def box(monkeypatch):
-    """A BankConnect of its own for each test, to which two connections lead."""
+    """A sandbox for each test, and two connections to it."""
     with Sandbox(webhook_retries=0) as sandbox:
-        for conn_id in (CONN_ID, LONELY):
+        for conn_id in (CONN_ID, NO_DAG):
             monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", sandbox.connection_json)
         yield sandbox
 
 
 @pytest.fixture
 def certificate(box, tmp_path):
-    """A server's certificate, and its key, from the sandbox's authority."""
+    """A server certificate of the sandbox's authority, and its key."""
     certificate, key = box.issue_certificate(tmp_path)
-    # As people do whose certificate comes from their own authority: so it can be trusted by itself.
+    # With the authority's certificate in it, clients can trust this file alone.
     certificate.write_text(certificate.read_text() + box.ca_pem)
     return certificate, key
 
 
 @pytest.fixture
-def served(certificate, box, sqlite, configure, api_server_at):  # noqa: ARG001 - the database is below it
-    """A doorbell that Airflow's own parts reach over HTTPS, and the sandbox."""
+def served(certificate, box, sqlite, configure, api_server_at):  # noqa: ARG001 - the receiver uses it
+    """A webhook receiver that tasks and triggerers reach over HTTPS, beside the sandbox."""
     configure(webhook_token=TOKEN)
     with Served(*certificate) as server:
         api_server_at(server.url, box.ca_file)

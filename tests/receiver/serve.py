@@ -1,11 +1,11 @@
-"""An API server that has only the doorbell, run as Airflow runs its own: ``python serve.py PORT``."""
+"""An API server with nothing but the webhook receiver, run as Airflow runs its own: ``python serve.py PORT``."""
 
 from __future__ import annotations
 
 import sys
 
 import uvicorn
-from doorbells import api_server
+from receivers import api_server
 
 if __name__ == "__main__":
     more = {"log_level": "info", "log_config": None, "access_log": False}

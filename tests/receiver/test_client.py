@@ -1,4 +1,4 @@
-"""What tasks tell the receiver, over HTTPS; and what they are told when it does not take it."""
+"""The client of the webhook receiver over HTTPS, and its error messages."""
 
 from __future__ import annotations
 
@@ -6,115 +6,115 @@ import json
 
 import pytest
 import requests
-from doorbells import CONN_ID, LONELY, NEEDS, ODD, PREVIOUS, TOKEN, Served, statement
+from receivers import CONN_ID, NEEDS_3_2, NO_DAG, ODD, PREVIOUS, TOKEN, Served, statement
 
 from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.receiver import client as clients
-from airflow_provider_bankconnect.receiver.client import DoorbellError, tell_receiver
+from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
 
-pytestmark = NEEDS
+pytestmark = NEEDS_3_2
 
-NOTHING = {"rung": 0, "repeated": 0, "nobody": 0, "failed": 0}
+NOTHING = {"recorded": 0, "duplicate": 0, "no_listener": 0, "failed": 0}
 
 
 def rows(*numbers, **changes):
-    """Rows of the ledger, as a gate gives them."""
+    """Rows of the payload history, as a gate returns them."""
     return [statement(statement_id=str(number), date_time="2026-01-01T00:00:00+00:00", **changes) for number in numbers]
 
 
-def test_it_rings_for_what_nobody_has_rung_for(served, sqlite):
-    assert tell_receiver(CONN_ID, rows(1, 2, 3), "ring") == NOTHING | {"rung": 3}
-    assert tell_receiver(CONN_ID, rows(2, 3, 4), "ring") == NOTHING | {"rung": 1, "repeated": 2}
-    assert tell_receiver(CONN_ID, rows(5, 5, 5), "ring") == NOTHING | {"rung": 1, "repeated": 2}
-    assert sqlite.rung == ["1", "2", "3", "4", "5"]
-    # Nothing but the five fields has left.
-    assert all(set(ring) == set(statement()) for body in served.front.bodies for ring in json.loads(body)["rings"])
+def test_record_records_what_is_not_recorded_yet(served, sqlite):
+    assert send_to_receiver(CONN_ID, rows(1, 2, 3), "record") == NOTHING | {"recorded": 3}
+    assert send_to_receiver(CONN_ID, rows(2, 3, 4), "record") == NOTHING | {"recorded": 1, "duplicate": 2}
+    assert send_to_receiver(CONN_ID, rows(5, 5, 5), "record") == NOTHING | {"recorded": 1, "duplicate": 2}
+    assert sqlite.recorded == ["1", "2", "3", "4", "5"]
+    # Only the five fields are sent.
+    assert all(set(event) == set(statement()) for body in served.front.bodies for event in json.loads(body)["events"])
 
 
 @pytest.mark.usefixtures("served")
-def test_it_rings_again_on_request(sqlite):
-    assert tell_receiver(CONN_ID, rows(1), "ring") == NOTHING | {"rung": 1}
-    assert tell_receiver(CONN_ID, rows(1, 2), "again") == NOTHING | {"rung": 2}
-    assert tell_receiver(CONN_ID, rows(1, 1), "again") == NOTHING | {"rung": 2}
-    assert sqlite.rung == ["1", "1", "2", "1", "1"]
+def test_again_records_again(sqlite):
+    assert send_to_receiver(CONN_ID, rows(1), "record") == NOTHING | {"recorded": 1}
+    assert send_to_receiver(CONN_ID, rows(1, 2), "again") == NOTHING | {"recorded": 2}
+    assert send_to_receiver(CONN_ID, rows(1, 1), "again") == NOTHING | {"recorded": 2}
+    assert sqlite.recorded == ["1", "1", "2", "1", "1"]
 
 
 @pytest.mark.usefixtures("served")
-def test_it_counts_what_nobody_has_rung_for_and_rings_nobody(sqlite, caplog):
-    tell_receiver(CONN_ID, rows(1), "ring")
-    assert tell_receiver(CONN_ID, rows(1, 2, 3), "check") == {"unheard": 2}
-    # What a webhook announces when it is over is no completion, and no loss.
-    assert tell_receiver(CONN_ID, rows(4, progress="failed"), "check") == {"unheard": 0}
-    assert tell_receiver(CONN_ID, rows(""), "check") == {"unheard": 0}
-    # Where no DAG listens none could have rung.
-    assert tell_receiver(LONELY, rows(1), "check") == {"unheard": 1}
-    assert sqlite.rung == ["1"]
-    assert caplog.text.count("found by asking what no webhook had announced") == 3
+def test_check_counts_missed_webhooks_and_records_none(sqlite, caplog):
+    send_to_receiver(CONN_ID, rows(1), "record")
+    assert send_to_receiver(CONN_ID, rows(1, 2, 3), "check") == {"missed": 2}
+    # Only a completed statement can be missed.
+    assert send_to_receiver(CONN_ID, rows(4, progress="failed"), "check") == {"missed": 0}
+    assert send_to_receiver(CONN_ID, rows(""), "check") == {"missed": 0}
+    # Without a DAG no webhook was recorded.
+    assert send_to_receiver(NO_DAG, rows(1), "check") == {"missed": 1}
+    assert sqlite.recorded == ["1"]
+    assert caplog.text.count("Missed webhook of") == 3
 
 
-def test_many_are_sent_in_parts_and_counted_together(served, sqlite):
-    assert tell_receiver(CONN_ID, rows(*range(1201)), "check") == {"unheard": 1201}
-    assert [len(json.loads(body)["rings"]) for body in served.front.bodies] == [500, 500, 201]
-    tell_receiver(CONN_ID, rows(0, 1000), "ring")
-    assert tell_receiver(CONN_ID, rows(*range(1201)), "check") == {"unheard": 1199}
-    assert sqlite.rung == ["0", "1000"]
+def test_many_events_are_sent_in_batches_and_counted_together(served, sqlite):
+    assert send_to_receiver(CONN_ID, rows(*range(1201)), "check") == {"missed": 1201}
+    assert [len(json.loads(body)["events"]) for body in served.front.bodies] == [500, 500, 201]
+    send_to_receiver(CONN_ID, rows(0, 1000), "record")
+    assert send_to_receiver(CONN_ID, rows(*range(1201)), "check") == {"missed": 1199}
+    assert sqlite.recorded == ["0", "1000"]
 
 
-def test_the_parts_are_as_large_as_the_receiver_takes_them():
-    from airflow_provider_bankconnect.receiver.app import MOST_OWN_RINGS  # noqa: PLC0415 - needs Airflow 3.2
+def test_batches_have_the_size_that_the_receiver_accepts():
+    from airflow_provider_bankconnect.receiver.app import MAX_EVENTS  # noqa: PLC0415 - needs Airflow 3.2
 
-    assert clients.MOST_RINGS == MOST_OWN_RINGS
-
-
-def test_nothing_to_tell_is_told_nobody(served):
-    assert tell_receiver(CONN_ID, [], "ring") == {}
-    assert not served.front.asked
+    assert clients.MAX_EVENTS == MAX_EVENTS
 
 
-def test_a_connection_may_have_an_odd_name(served, sqlite):
-    assert tell_receiver(ODD, rows(1), "ring") == NOTHING | {"rung": 1}
+def test_no_events_send_no_request(served):
+    assert send_to_receiver(CONN_ID, [], "record") == {}
+    assert not served.front.requests
+
+
+def test_connection_may_have_an_odd_name(served, sqlite):
+    assert send_to_receiver(ODD, rows(1), "record") == NOTHING | {"recorded": 1}
     assert [uri for uri, _, _ in sqlite.events] == [address.asset_uri(ODD)]
-    assert served.front.asked == [f"POST /bankconnect/rings/{ODD}"]
+    assert served.front.requests == [f"POST /bankconnect/events/{ODD}"]
 
 
-def test_the_token_itself_is_not_sent(served):
-    tell_receiver(CONN_ID, rows(1), "ring")
+def test_webhook_token_is_not_sent(served):
+    send_to_receiver(CONN_ID, rows(1), "record")
     (headers,) = served.front.headers
-    assert headers["authorization"] == f"Bearer {address.knock(TOKEN)}"
-    assert TOKEN not in str(headers) + str(served.front.asked) + str(served.front.bodies)
+    assert headers["authorization"] == f"Bearer {address.internal_token(TOKEN)}"
+    assert TOKEN not in str(headers) + str(served.front.requests) + str(served.front.bodies)
 
 
-def test_parts_of_airflow_that_have_the_token_from_before_are_heard_while_it_rotates(served, box, sqlite, configure):
-    # The server, which reads its settings once, knows the new one and the one before.
+def test_previous_token_is_accepted_during_rotation(served, box, sqlite, configure):
+    # The server reads both tokens now, and caches them.
     configure(webhook_token=PREVIOUS, webhook_token_previous=TOKEN)
-    requests.get(f"{served.url}/bankconnect/rings", verify=box.ca_file, timeout=30)
+    requests.get(f"{served.url}/bankconnect/events", verify=box.ca_file, timeout=300)
     for token in (TOKEN, PREVIOUS):
         configure(webhook_token=token, webhook_token_previous=None)
-        assert tell_receiver(CONN_ID, rows(token), "ring") == NOTHING | {"rung": 1}
-    assert sqlite.rung == [TOKEN, PREVIOUS]
+        assert send_to_receiver(CONN_ID, rows(token), "record") == NOTHING | {"recorded": 1}
+    assert sqlite.recorded == [TOKEN, PREVIOUS]
 
 
-def test_the_certificate_may_be_trusted_by_itself(served, certificate, api_server_at):
+def test_server_certificate_itself_may_be_trusted(served, certificate, api_server_at):
     api_server_at(served.url, own_file=str(certificate[0]))
-    assert tell_receiver(CONN_ID, rows(1), "check") == {"unheard": 1}
+    assert send_to_receiver(CONN_ID, rows(1), "check") == {"missed": 1}
 
 
 @pytest.mark.usefixtures("sqlite")
-def test_inside_a_network_of_ones_own_http_will_do(configure, api_server_at):
+def test_plain_http_is_allowed(configure, api_server_at):
     configure(webhook_token=TOKEN)
     with Served() as server:
         api_server_at(server.url)
-        assert tell_receiver(CONN_ID, rows(1), "check") == {"unheard": 1}
+        assert send_to_receiver(CONN_ID, rows(1), "check") == {"missed": 1}
 
 
-def test_neither_a_proxy_nor_netrc_of_the_environment_stands_between(served, monkeypatch, tmp_path):
+def test_proxy_and_netrc_of_the_environment_are_ignored(served, monkeypatch, tmp_path):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none"))
     netrc = tmp_path / "netrc"
     netrc.write_text("machine localhost login somebody password else\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    assert tell_receiver(CONN_ID, rows(1), "check") == {"unheard": 1}
+    assert send_to_receiver(CONN_ID, rows(1), "check") == {"missed": 1}
     assert served.front.headers[0]["authorization"].startswith("Bearer ")
 
 
@@ -125,63 +125,65 @@ def answer_of(status, body=b"{}", **headers):
 @pytest.mark.parametrize(
     ("instead", "words"),
     [
-        (answer_of(404), "HTTP 404: is [bankconnect] webhook_token the same here and there"),
-        (answer_of(405), "HTTP 405: is airflow-provider-bankconnect installed where the API server runs?"),
-        (answer_of(503), "HTTP 503: no DAG listens to the connection's webhook_asset yet, or the database is busy"),
+        (answer_of(404), "HTTP 404: check that [bankconnect] webhook_token is the same on the API server"),
+        (answer_of(405), "HTTP 405: check that airflow-provider-bankconnect is installed on the API server"),
+        (answer_of(503), "HTTP 503: no DAG is scheduled by the connection's webhook_asset, or the database is busy"),
         (answer_of(500), "HTTP 500: see the API server's log"),
         (answer_of(302, location="https://elsewhere.example.com/"), "HTTP 302"),
-        (answer_of(200, b"<html>"), "[core] execution_api_server_url (or [api] base_url) right"),
-        (answer_of(200, b""), "[core] execution_api_server_url (or [api] base_url) right"),
-        (answer_of(200, b"[]"), "[core] execution_api_server_url (or [api] base_url) right"),
-        (answer_of(200, b'{"rung": "one"}'), "[core] execution_api_server_url (or [api] base_url) right"),
-        (answer_of(200, b'{"rung": null}'), "[core] execution_api_server_url (or [api] base_url) right"),
+        (answer_of(200, b"<html>"), "check [core] execution_api_server_url (or [api] base_url)"),
+        (answer_of(200, b""), "check [core] execution_api_server_url (or [api] base_url)"),
+        (answer_of(200, b"[]"), "check [core] execution_api_server_url (or [api] base_url)"),
+        (answer_of(200, b'{"recorded": "one"}'), "check [core] execution_api_server_url (or [api] base_url)"),
+        (answer_of(200, b'{"recorded": null}'), "check [core] execution_api_server_url (or [api] base_url)"),
         (answer_of(204, b""), "HTTP 204"),
     ],
 )
-def test_an_answer_that_is_not_the_doorbells_is_told_with_what_to_do(served, instead, words):
+def test_other_answer_is_an_error_with_advice(served, instead, words):
     served.front.instead = instead
-    with pytest.raises(DoorbellError) as caught:
-        tell_receiver(CONN_ID, rows(1), "ring")
+    with pytest.raises(WebhookReceiverError) as caught:
+        send_to_receiver(CONN_ID, rows(1), "record")
     assert words in str(caught.value)
     assert TOKEN not in str(caught.value)
-    assert address.knock(TOKEN) not in str(caught.value)
+    assert address.internal_token(TOKEN) not in str(caught.value)
 
 
 @pytest.mark.usefixtures("served")
-def test_another_token_here_than_there_is_told(configure, sqlite):
-    tell_receiver(CONN_ID, rows(1), "ring")
+def test_different_token_is_an_error(configure, sqlite):
+    send_to_receiver(CONN_ID, rows(1), "record")
     configure(webhook_token=PREVIOUS)
-    with pytest.raises(DoorbellError, match=r"webhook_token the same here and there"):
-        tell_receiver(CONN_ID, rows(2), "ring")
-    assert sqlite.rung == ["1"]
+    with pytest.raises(WebhookReceiverError, match=r"webhook_token is the same on the API server"):
+        send_to_receiver(CONN_ID, rows(2), "record")
+    assert sqlite.recorded == ["1"]
 
 
 @pytest.mark.usefixtures("served")
-def test_a_connection_that_no_dag_listens_to_is_told(monkeypatch):
-    with pytest.raises(DoorbellError, match="does the connection exist"):
-        tell_receiver("unknown", rows(1), "ring")
-    monkeypatch.setenv(f"AIRFLOW_CONN_{LONELY.upper()}", "bankconnect://")
-    with pytest.raises(DoorbellError, match="no DAG listens to the connection's webhook_asset yet"):
-        tell_receiver(LONELY, rows(1), "ring")
+def test_connection_without_a_dag_is_an_error(monkeypatch):
+    with pytest.raises(WebhookReceiverError, match="that the connection exists"):
+        send_to_receiver("unknown", rows(1), "record")
+    monkeypatch.setenv(f"AIRFLOW_CONN_{NO_DAG.upper()}", "bankconnect://")
+    with pytest.raises(WebhookReceiverError, match="no DAG is scheduled by the connection's webhook_asset"):
+        send_to_receiver(NO_DAG, rows(1), "record")
 
 
-def test_a_server_that_is_not_there_or_not_trusted_is_told_with_the_setting(served, box, api_server_at):
+def test_unreachable_or_untrusted_server_is_an_error_with_the_setting(served, box, api_server_at):
     api_server_at("https://localhost:1", box.ca_file)
-    with pytest.raises(DoorbellError, match=r"No answer .* at https://localhost:1 \(ConnectionError\): is \[core\]"):
-        tell_receiver(CONN_ID, rows(1), "ring")
+    with pytest.raises(
+        WebhookReceiverError, match=r"No answer .* at https://localhost:1 \(ConnectionError\): check \[core\]"
+    ):
+        send_to_receiver(CONN_ID, rows(1), "record")
     api_server_at(served.url)
-    with pytest.raises(DoorbellError, match=r"\(SSLError\)"):
-        tell_receiver(CONN_ID, rows(1), "ring")
-    assert not served.front.asked
+    with pytest.raises(WebhookReceiverError, match=r"\(SSLError\)"):
+        send_to_receiver(CONN_ID, rows(1), "record")
+    assert not served.front.requests
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_certificate_file_that_cannot_be_read_is_told_with_the_setting(served, box, api_server_at, tmp_path, content):
-    """A sensor only counts, and must not fail of it."""
+def test_unreadable_certificate_file_is_an_error_with_the_setting(served, box, api_server_at, tmp_path, content):
+    """A WebhookReceiverError, since a sensor that checks must not fail."""
     file = tmp_path / "bundle.pem"
     if content:
         file.write_text(content)
     for files in ({"ca_file": str(file)}, {"ca_file": box.ca_file, "own_file": str(file)}):
         api_server_at(served.url, **files)
-        with pytest.raises(DoorbellError, match=r"\[api\] ssl_ca_file, or ssl_cert, cannot be read"):
-            tell_receiver(CONN_ID, rows(1), "check")
+        with pytest.raises(WebhookReceiverError, match=r"\[api\] ssl_ca_file or ssl_cert cannot be read"):
+            send_to_receiver(CONN_ID, rows(1), "check")

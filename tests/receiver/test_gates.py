@@ -1,4 +1,4 @@
-"""Gates and the doorbell, over a real wire: what a gate asks it, and how a ring reaches a wait in a triggerer."""
+"""Gates and the webhook receiver over HTTPS: gates report missed webhooks, and events wake waits in a triggerer."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from doorbells import CONN_ID, NEEDS, Caller, api_server, statement, until
+from receivers import CONN_ID, NEEDS_3_2, Caller, api_server, statement, until
 
-from airflow_provider_bankconnect.receiver.client import tell_receiver
+from airflow_provider_bankconnect.receiver.client import send_to_receiver
 from airflow_provider_bankconnect.sensors.bankconnect import (
     BankConnectProgressSensor,
     BankConnectWebhookPayloadSensor,
 )
-from airflow_provider_bankconnect.triggers import bell as bells
+from airflow_provider_bankconnect.triggers import listener as listeners
 from airflow_provider_bankconnect.triggers import poller as pollers
 from airflow_provider_bankconnect.triggers.bankconnect import (
     BankConnectProgressTrigger,
     BankConnectWebhookPayloadTrigger,
 )
 
-pytestmark = NEEDS
+pytestmark = NEEDS_3_2
 
-UNHEARD = "A gate on 'bankconnect_default' found by asking what no webhook had announced: 'link:loan-1'"
+MISSED = "Missed webhook of 'bankconnect_default', found by a sensor: 'link:loan-1'"
 
 
-def minute_old(box, **more):
-    """Put a statement into the ledger whose webhook has had its time to travel."""
+def add_minute_old(box, **more):
+    """Add a statement to the payload history whose webhook would have arrived by now."""
     row = {"link_id": "loan-1", "statement_id": "statement-1", "date_time": datetime.now(UTC) - timedelta(minutes=1)}
     box.payload(**row | more)
 
@@ -36,54 +36,56 @@ def pass_gate(**arguments):
     return [row["statement_id"] for row in rows]
 
 
-# A gate that asks whether anybody had rung
+# Missed webhooks
 
 
-def test_what_a_gate_found_and_no_webhook_had_announced_is_told_at_the_doorbell(served, box, sqlite, caplog):
-    minute_old(box)
+def test_gate_reports_a_missed_webhook(served, box, sqlite, caplog, monkeypatch):
+    monkeypatch.setattr("airflow_provider_bankconnect.sensors.bankconnect._CHECK_SECONDS", 300.0)
+    add_minute_old(box)
     assert pass_gate() == ["statement-1"]
-    assert served.front.asked == [f"POST /bankconnect/rings/{CONN_ID}"]
-    assert caplog.text.count(UNHEARD) == 1
-    # It is counted, not rung for: the gate has done its work.
+    assert served.front.requests == [f"POST /bankconnect/events/{CONN_ID}"]
+    assert caplog.text.count(MISSED) == 1
+    # It is counted, not recorded.
     assert not sqlite.events
 
 
 @pytest.mark.usefixtures("served")
-async def test_what_a_webhook_had_announced_is_not(box, caplog):
-    minute_old(box)
-    assert (await Caller(api_server()).post(statement())).json() == {"status": "rung"}
+async def test_gate_reports_no_recorded_webhook(box, caplog):
+    add_minute_old(box)
+    assert (await Caller(api_server()).post(statement())).json() == {"status": "recorded"}
     assert pass_gate() == ["statement-1"]
-    assert UNHEARD not in caplog.text
+    assert MISSED not in caplog.text
 
 
-def test_a_webhook_that_may_still_be_on_its_way_is_not_missed(served, box):
-    minute_old(box, date_time=None)
+def test_webhook_of_a_new_statement_is_not_missed_yet(served, box, monkeypatch):
+    monkeypatch.setattr("airflow_provider_bankconnect.sensors.bankconnect._WEBHOOK_DELAY", timedelta(minutes=10))
+    add_minute_old(box, date_time=None)
     assert pass_gate() == ["statement-1"]
-    assert not served.front.asked
+    assert not served.front.requests
 
 
 @pytest.mark.usefixtures("served")
-def test_a_failure_is_no_completion_that_could_have_been_announced(box, caplog):
-    minute_old(box, progress="failed", date_time=datetime.now(UTC) - timedelta(hours=1))
+def test_failed_statement_is_no_missed_webhook(box, caplog):
+    add_minute_old(box, progress="failed", date_time=datetime.now(UTC) - timedelta(hours=1))
     assert pass_gate(on_failed="pass") == ["statement-1"]
-    assert UNHEARD not in caplog.text
+    assert MISSED not in caplog.text
 
 
-def test_a_snapshot_has_no_times_and_asks_nothing(served, box):
+def test_progress_gate_sends_no_request(served, box):
     box.progress("entity-1", [{"status": "completed", "statement_id": "1", "source": "online", "message": None}])
     assert BankConnectProgressSensor(task_id="gate", entity_id="entity-1").execute({"ti": None})
-    assert not served.front.asked
+    assert not served.front.requests
 
 
-def test_without_a_token_a_gate_asks_nothing(served, box, configure):
+def test_without_token_a_gate_sends_no_request(served, box, configure):
     configure(webhook_token=None)
-    minute_old(box)
+    add_minute_old(box)
     assert pass_gate() == ["statement-1"]
-    assert not served.front.asked
+    assert not served.front.requests
 
 
-def test_a_gate_opens_whether_the_doorbell_can_be_asked_or_not(served, box, configure, api_server_at, tmp_path):
-    minute_old(box)
+def test_gate_passes_whatever_the_receiver_answers(served, box, configure, api_server_at, tmp_path):
+    add_minute_old(box)
     for url, ca_file in (
         ("https://localhost:1", box.ca_file),
         (served.url, None),
@@ -99,16 +101,16 @@ def test_a_gate_opens_whether_the_doorbell_can_be_asked_or_not(served, box, conf
     assert pass_gate() == ["statement-1"]
 
 
-# A wait that hears
+# Waking a wait
 
 
 @pytest.fixture
 def _quick(monkeypatch):
-    monkeypatch.setattr(bells, "_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(listeners, "_INTERVAL_SECONDS", 0.05)
 
 
-async def fire(kind, **what):
-    wait = kind(deadline=datetime.now(UTC) + timedelta(minutes=10), poke_interval=600, **what)
+async def run(kind, **ids):
+    wait = kind(**ids, wait={"deadline": datetime.now(UTC) + timedelta(minutes=10), "poke_interval": 600})
     async for event in wait.run():
         return event.payload
     raise AssertionError("no event")
@@ -119,29 +121,29 @@ async def end(*waits):
         wait.cancel()
     await asyncio.wait(waits)
     assert not pollers._pollers.get(asyncio.get_running_loop())
-    assert bells.bell()._task is None
+    assert listeners.event_listener()._task is None
 
 
 @pytest.mark.usefixtures("_quick", "served")
-async def test_a_ring_ends_the_waits_of_its_customer_and_no_other(box):
-    mine = asyncio.create_task(fire(BankConnectWebhookPayloadTrigger, link_id="loan-1"))
-    progress = asyncio.create_task(fire(BankConnectProgressTrigger, entity_id="entity-1"))
-    others = [asyncio.create_task(fire(BankConnectWebhookPayloadTrigger, link_id=f"loan-{n}")) for n in (2, 3)]
+async def test_event_ends_the_waits_of_its_customer_only(box):
+    mine = asyncio.create_task(run(BankConnectWebhookPayloadTrigger, link_id="loan-1"))
+    progress = asyncio.create_task(run(BankConnectProgressTrigger, entity_id="entity-1"))
+    others = [asyncio.create_task(run(BankConnectWebhookPayloadTrigger, link_id=f"loan-{n}")) for n in (2, 3)]
     await until(lambda: len(box.calls("webhook_payloads")) == 3 and box.calls("transactions"))
-    # The ledger has news of two, and one rings.
-    minute_old(box)
-    minute_old(box, link_id="loan-2")
+    # Two statements are completed, and one webhook is sent.
+    add_minute_old(box)
+    add_minute_old(box, link_id="loan-2")
     box.progress("entity-1", [{"status": "completed", "statement_id": "1", "source": "online", "message": None}])
     assert (await Caller(api_server()).post(statement())).status == 200
     for event in await asyncio.gather(mine, progress):
-        assert (event["status"], event["looks"]) == ("passed", 2)
+        assert (event["status"], event["pokes"]) == ("passed", 2)
     assert not any(wait.done() for wait in others)
     await end(*others)
 
 
 @pytest.mark.usefixtures("_quick", "served")
-async def test_a_forged_ring_opens_nothing(box):
-    wait = asyncio.create_task(fire(BankConnectWebhookPayloadTrigger, link_id="loan-1"))
+async def test_forged_webhook_passes_no_gate(box):
+    wait = asyncio.create_task(run(BankConnectWebhookPayloadTrigger, link_id="loan-1"))
     await until(lambda: box.calls("webhook_payloads"))
     assert (await Caller(api_server()).post(statement())).status == 200
     await until(lambda: len(box.calls("webhook_payloads")) >= 2)
@@ -150,22 +152,22 @@ async def test_a_forged_ring_opens_nothing(box):
 
 
 @pytest.mark.usefixtures("_quick", "served")
-async def test_a_ring_that_came_while_the_wait_was_on_its_way_is_heard(box):
-    await asyncio.to_thread(tell_receiver, CONN_ID, [statement()], "ring")
-    wait = asyncio.create_task(fire(BankConnectWebhookPayloadTrigger, link_id="loan-1"))
+async def test_event_before_the_wait_reaches_the_triggerer_wakes_it(box):
+    await asyncio.to_thread(send_to_receiver, CONN_ID, [statement()], "record")
+    wait = asyncio.create_task(run(BankConnectWebhookPayloadTrigger, link_id="loan-1"))
     await until(lambda: len(box.calls("webhook_payloads")) >= 2)
     await end(wait)
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_a_wait_whose_doorbell_is_away_goes_on(served, box, api_server_at, monkeypatch):
+async def test_wait_continues_without_the_receiver(served, box, api_server_at, monkeypatch):
     api_server_at("https://localhost:1", box.ca_file)
-    monkeypatch.setattr("airflow_provider_bankconnect.triggers.bankconnect.MIN_INTERVAL", 0.05)
+    monkeypatch.setattr("airflow_provider_bankconnect.wait.MIN_INTERVAL", 0.05)
     wait = BankConnectWebhookPayloadTrigger(
-        link_id="loan-1", deadline=datetime.now(UTC) + timedelta(minutes=10), poke_interval=0.2
+        link_id="loan-1", wait={"deadline": datetime.now(UTC) + timedelta(minutes=10), "poke_interval": 0.2}
     )
     events = asyncio.create_task(anext(wait.run()))
     await until(lambda: len(box.calls("webhook_payloads")) >= 3)
-    minute_old(box)
+    add_minute_old(box)
     assert (await events).payload["status"] == "passed"
-    assert not served.front.asked
+    assert not served.front.requests

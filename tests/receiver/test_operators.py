@@ -1,4 +1,4 @@
-"""The operators of the doorbell, against the sandbox as vendor and a doorbell before a database."""
+"""The operators, against the sandbox and a webhook receiver with a database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG
-from doorbells import CONN_ID, LONELY, NEEDS, PREVIOUS, TOKEN, Caller, statement
+from airflow.providers.standard.operators.empty import EmptyOperator
+from receivers import CONN_ID, NEEDS_3_2, NO_DAG, PREVIOUS, TOKEN, Caller, statement
 
 from airflow_provider_bankconnect.api import BankConnectAuthError, BankConnectError, WebhookMode
 from airflow_provider_bankconnect.operators.bankconnect import (
@@ -17,10 +18,10 @@ from airflow_provider_bankconnect.operators.bankconnect import (
     BankConnectUpdateWebhookOperator,
 )
 from airflow_provider_bankconnect.receiver.address import webhook_url
-from airflow_provider_bankconnect.receiver.client import DoorbellError
+from airflow_provider_bankconnect.receiver.client import WebhookReceiverError
 from airflow_provider_bankconnect.sandbox import Fault, Statement
 
-pytestmark = NEEDS
+pytestmark = NEEDS_3_2
 
 LINKS = ["loan-1", "loan-2", "loan-3"]
 
@@ -31,16 +32,16 @@ def catch_up(link_ids=LINKS, **arguments):
 
 @pytest.fixture
 def log(capsys, caplog):
-    """What is logged: Airflow 3 writes a task's to stdout."""
+    """Return all log lines: Airflow 3 writes those of a task to stdout."""
     caplog.set_level("DEBUG")
     return lambda: capsys.readouterr().out + caplog.text
 
 
-def counts(links=3, completed=0, rung=0, repeated=0):
-    return {"links": links, "completed": completed, "rung": rung, "repeated": repeated}
+def counts(links=3, completed=0, recorded=0, duplicates=0):
+    return {"links": links, "completed": completed, "recorded": recorded, "duplicates": duplicates}
 
 
-def asked(box):
+def links_read(box):
     return [call.query["link_id"] for call in box.calls("webhook_payloads")]
 
 
@@ -58,7 +59,7 @@ def render(operator, **context):
 # Catching up
 
 
-def test_it_rings_for_the_completions_that_no_webhook_has_announced(served, box, sqlite):
+def test_missed_completions_are_recorded(served, box, sqlite):
     del served
     box.payload(link_id="loan-1", statement_id="1")
     box.payload(link_id="loan-2", statement_id="2", progress="failed", reason="no")
@@ -66,123 +67,142 @@ def test_it_rings_for_the_completions_that_no_webhook_has_announced(served, box,
     box.payload(link_id="loan-3", statement_id="3", entity_id="entity-3", date_time=ago(hours=1))
     box.payload(link_id="loan-3", statement_id="4", entity_id="entity-3")
     box.payload(link_id="loan-4", statement_id="5")
-    assert catch_up() == counts(completed=3, rung=3)
-    assert sqlite.rung == ["1", "3", "4"]
-    # As if the webhooks had come.
+    assert catch_up() == counts(completed=3, recorded=3)
+    assert sqlite.recorded == ["1", "3", "4"]
+    # The same events as from webhooks.
     assert [extra for _, _, extra in sqlite.events[1:]] == [
         statement(link_id="loan-3", statement_id=number, entity_id="entity-3") for number in ("3", "4")
     ]
     assert sqlite.runs == [("first", "link:loan-1"), ("first", "link:loan-3")]
-    assert asked(box) == LINKS
+    assert links_read(box) == LINKS
 
 
-async def test_what_a_webhook_has_announced_is_not_rung_for_again(served, box, sqlite):
-    box.payload(link_id="loan-1", statement_id="heard")
+async def test_recorded_webhook_is_a_duplicate(served, box, sqlite):
+    box.payload(link_id="loan-1", statement_id="announced")
     box.payload(link_id="loan-1", statement_id="lost")
-    heard = await Caller(served.front).post(statement(statement_id="heard"))
-    assert heard.json() == {"status": "rung"}
-    assert catch_up() == counts(completed=2, rung=1, repeated=1)
+    announced = await Caller(served.front).post(statement(statement_id="announced"))
+    assert announced.json() == {"status": "recorded"}
+    assert catch_up() == counts(completed=2, recorded=1, duplicates=1)
     late = await Caller(served.front).post(statement(statement_id="lost"))
-    assert late.json() == {"status": "repeated"}
-    assert sqlite.rung == ["heard", "lost"]
+    assert late.json() == {"status": "duplicate"}
+    assert sqlite.recorded == ["announced", "lost"]
 
 
 @pytest.mark.usefixtures("served")
-def test_running_it_again_rings_for_nothing_twice(box, sqlite):
+def test_second_run_records_nothing_twice(box, sqlite):
     for number in range(5):
         box.payload(link_id=f"loan-{number}", statement_id=str(number))
     links = [f"loan-{number}" for number in range(5)]
-    assert catch_up(links) == counts(5, completed=5, rung=5)
-    assert catch_up(links) == counts(5, completed=5, repeated=5)
+    assert catch_up(links) == counts(5, completed=5, recorded=5)
+    assert catch_up(links) == counts(5, completed=5, duplicates=5)
     box.payload(link_id="loan-3", statement_id="new")
-    assert catch_up(links) == counts(5, completed=6, rung=1, repeated=5)
+    assert catch_up(links) == counts(5, completed=6, recorded=1, duplicates=5)
     assert len(sqlite.events) == 6
 
 
 @pytest.mark.usefixtures("served")
-def test_two_that_run_at_once_ring_once_for_each(box, sqlite):
+def test_concurrent_runs_record_each_statement_once(box, sqlite):
     links = [f"loan-{number}" for number in range(10)]
     for link_id in links:
         for number in range(3):
             box.payload(link_id=link_id, statement_id=f"{link_id}-{number}")
     with ThreadPoolExecutor(3) as pool:
-        told = list(pool.map(lambda _: catch_up(links), range(3)))
-    assert sum(one["rung"] for one in told) == 30
-    assert sum(one["repeated"] for one in told) == 60
-    assert len(set(sqlite.rung)) == len(sqlite.rung) == 30
+        results = list(pool.map(lambda _: catch_up(links), range(3)))
+    assert sum(one["recorded"] for one in results) == 30
+    assert sum(one["duplicates"] for one in results) == 60
+    assert len(set(sqlite.recorded)) == len(sqlite.recorded) == 30
 
 
 @pytest.mark.usefixtures("served")
-def test_a_statement_is_what_its_newest_row_says(box, sqlite):
-    """Failed and run again by the vendor: rung for. Completed, and withdrawn: not."""
-    box.payload(link_id="loan-1", statement_id="mended", progress="failed", date_time=ago(hours=2))
-    box.payload(link_id="loan-1", statement_id="mended", date_time=ago(hours=1))
-    box.payload(link_id="loan-1", statement_id="withdrawn", date_time=ago(hours=2))
-    box.payload(link_id="loan-1", statement_id="withdrawn", progress="failed", date_time=ago(hours=1))
+def test_newest_row_decides_about_a_statement(box, sqlite):
+    """Failed first and completed later: recorded. Completed first and failed later: not."""
+    box.payload(link_id="loan-1", statement_id="completed later", progress="failed", date_time=ago(hours=2))
+    box.payload(link_id="loan-1", statement_id="completed later", date_time=ago(hours=1))
+    box.payload(link_id="loan-1", statement_id="failed later", date_time=ago(hours=2))
+    box.payload(link_id="loan-1", statement_id="failed later", progress="failed", date_time=ago(hours=1))
     box.payload(link_id="loan-1", statement_id="", progress="completed")
     box.payload(link_id="somebody-elses", statement_id="foreign", filed_under="loan-1")
-    assert catch_up() == counts(completed=1, rung=1)
-    assert sqlite.rung == ["mended"]
+    assert catch_up() == counts(completed=1, recorded=1)
+    assert sqlite.recorded == ["completed later"]
 
 
 @pytest.mark.usefixtures("served")
-def test_a_paused_dags_lost_rings_can_be_rung_again(box, sqlite):
+def test_again_starts_the_runs_of_a_dag_that_was_paused(box, sqlite):
     sqlite.change("update dag set is_paused = true")
     box.payload(link_id="loan-1", statement_id="1")
-    assert catch_up() == counts(completed=1, rung=1)
+    assert catch_up() == counts(completed=1, recorded=1)
     sqlite.change("update dag set is_paused = false")
-    assert catch_up() == counts(completed=1, repeated=1)
+    assert catch_up() == counts(completed=1, duplicates=1)
     assert sqlite.runs == []
-    assert catch_up(again=True) == counts(completed=1, rung=1)
+    assert catch_up(again=True) == counts(completed=1, recorded=1)
     assert sqlite.runs == [("first", "link:loan-1")]
 
 
 @pytest.mark.usefixtures("served")
-def test_what_is_older_than_since_is_left_out(box, sqlite):
+def test_statements_older_than_since_are_ignored(box, sqlite):
     moment = ago(days=1).replace(microsecond=0)
     box.payload(link_id="loan-1", statement_id="old", date_time=moment - timedelta(seconds=1))
     box.payload(link_id="loan-1", statement_id="at that second", date_time=moment)
     box.payload(link_id="loan-1", statement_id="new")
-    assert catch_up(since=moment) == counts(completed=2, rung=2)
-    assert catch_up(since=moment.replace(tzinfo=None).isoformat()) == counts(completed=2, repeated=2)
-    assert sqlite.rung == ["at that second", "new"]
-    assert catch_up(since=None) == counts(completed=3, rung=1, repeated=2)
+    assert catch_up(since=moment) == counts(completed=2, recorded=2)
+    assert catch_up(since=moment.replace(tzinfo=None).isoformat()) == counts(completed=2, duplicates=2)
+    assert sqlite.recorded == ["at that second", "new"]
+    assert catch_up(since=None) == counts(completed=3, recorded=1, duplicates=2)
 
 
 @pytest.mark.usefixtures("served")
-def test_links_of_which_nothing_is_known_yet_are_no_error(box, sqlite):
+def test_unknown_link_is_no_error(box, sqlite):
     box.fault(Fault(kind="status", status=404, call="webhook_payloads", times=1))
     assert catch_up() == counts()
     assert catch_up([]) == counts(0)
     assert not sqlite.events
-    assert len(asked(box)) == 3
+    assert len(links_read(box)) == 3
 
 
 @pytest.mark.usefixtures("served")
-def test_a_link_that_is_given_twice_is_asked_for_once(box):
+def test_repeated_link_is_read_once(box):
     assert catch_up(["loan-2", "loan-1", "loan-2"]) == counts(2)
-    assert asked(box) == ["loan-2", "loan-1"]
+    assert links_read(box) == ["loan-2", "loan-1"]
 
 
 @pytest.mark.usefixtures("served")
-def test_one_link_that_cannot_be_asked_for_stops_not_the_others_and_fails_the_task(box, sqlite, log):
+def test_link_may_be_a_number(box, sqlite):
+    box.payload(link_id="4711", statement_id="1")
+    assert catch_up((4711, "4711")) == counts(1, completed=1, recorded=1)
+    assert sqlite.runs == [("first", "link:4711")]
+
+
+def test_argument_may_come_from_an_upstream_task():
+    with DAG(dag_id="upstream", schedule=None):
+        upstream = EmptyOperator(task_id="upstream")
+        tasks = [
+            BankConnectCatchUpOperator(task_id="catch_up", link_ids=upstream.output, since=upstream.output),
+            BankConnectUpdateWebhookOperator(task_id="register", webhook_url=upstream.output),
+        ]
+    assert [task.upstream_task_ids for task in tasks] == [{"upstream"}] * 2
+
+
+@pytest.mark.usefixtures("served")
+def test_unreadable_link_fails_the_task_after_the_others(box, sqlite, log):
     for number, link_id in enumerate(LINKS):
         box.payload(link_id=link_id, statement_id=str(number))
     box.fault(Fault(kind="status", status=400, call="webhook_payloads", times=1))
-    with pytest.raises(BankConnectError, match=r"1 of 3 links could not be asked for, first 'loan-1': .*HTTP 400"):
+    with pytest.raises(
+        BankConnectError, match=r"Could not read the history of 1 of 3 links, first 'loan-1': .*HTTP 400"
+    ):
         catch_up()
-    assert sqlite.rung == ["1", "2"]
-    assert "Link 'loan-1' could not be asked for, the others go on" in log()
-    # Its retry makes good what is missing.
-    assert catch_up() == counts(completed=3, rung=1, repeated=2)
+    assert sqlite.recorded == ["1", "2"]
+    assert "Could not read the history of link 'loan-1', continuing" in log()
+    # The retry records the rest.
+    assert catch_up() == counts(completed=3, recorded=1, duplicates=2)
 
 
 @pytest.mark.usefixtures("served")
-def test_wrong_keys_stop_it_at_once(box, sqlite):
+def test_wrong_keys_end_the_task_at_once(box, sqlite):
     box.fault(Fault(kind="status", status=401))
     with pytest.raises(BankConnectAuthError):
         catch_up()
-    assert asked(box) == ["loan-1"]
+    assert links_read(box) == ["loan-1"]
     assert not sqlite.events
 
 
@@ -197,6 +217,7 @@ def test_wrong_keys_stop_it_at_once(box, sqlite):
         ({"link_ids": ["loan-1", ""]}, "link_ids must not be blank"),
         ({"link_ids": ["None"]}, "link_ids must not be blank"),
         ({"link_ids": [None]}, "link_ids must be text, not NoneType"),
+        ({"link_ids": [True]}, "link_ids must be text, not bool"),
         ({"link_ids": [".."]}, "link_ids must not be '..'"),
         ({"again": "perhaps"}, "again must be True or False, not 'perhaps'"),
         ({"again": None}, "again must be True or False"),
@@ -204,11 +225,11 @@ def test_wrong_keys_stop_it_at_once(box, sqlite):
         ({"since": ""}, "since"),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_named_before_anything_is_sent(box, served, arguments, words):
+def test_invalid_argument_is_named_before_any_request(box, served, arguments, words):
     with pytest.raises(ValueError, match=r".") as caught:
         catch_up(**arguments)
     assert words in str(caught.value)
-    # The same after rendering.
+    # Also after rendering.
     template = dict.fromkeys(arguments, "{{ params.x }}")
     operator = BankConnectCatchUpOperator(task_id="catch_up", **({"link_ids": LINKS} | template))
     vars(operator).update(arguments)
@@ -216,11 +237,11 @@ def test_arguments_that_cannot_be_meant_are_named_before_anything_is_sent(box, s
         operator.execute({})
     assert words in str(caught.value)
     assert box.requests == []
-    assert served.front.asked == []
+    assert served.front.requests == []
 
 
 @pytest.mark.usefixtures("served")
-def test_templates_of_a_native_dag_give_lists_and_moments(box, sqlite):
+def test_native_templates_render_lists_and_times(box, sqlite):
     box.payload(link_id="loan-1", statement_id="old", date_time=ago(days=3))
     box.payload(link_id="loan-2", statement_id="new")
     with DAG(dag_id="catch_up", schedule=None, render_template_as_native_obj=True):
@@ -232,53 +253,58 @@ def test_templates_of_a_native_dag_give_lists_and_moments(box, sqlite):
             bankconnect_conn_id="{{ conf.account }}",
         )
     conf = {"links": LINKS, "again": False, "account": CONN_ID}
-    assert render(operator, conf=conf, moment=ago(days=1)).execute({}) == counts(completed=1, rung=1)
-    assert render(operator, conf=conf | {"again": True}, moment=ago(days=7)).execute({}) == counts(completed=2, rung=2)
-    assert sqlite.rung == ["new", "old", "new"]
+    assert render(operator, conf=conf, moment=ago(days=1)).execute({}) == counts(completed=1, recorded=1)
+    assert render(operator, conf=conf | {"again": True}, moment=ago(days=7)).execute({}) == counts(
+        completed=2, recorded=2
+    )
+    assert sqlite.recorded == ["new", "old", "new"]
 
 
 @pytest.mark.usefixtures("served")
-def test_without_a_token_it_says_what_to_set(box, configure):
+def test_without_token_the_message_names_the_setting(box, configure):
     configure(webhook_token=None)
     with pytest.raises(
-        ValueError, match=r"The doorbell is off: set \[bankconnect\] webhook_token, here and on the API"
+        ValueError, match=r"The webhook receiver is off: set \[bankconnect\] webhook_token, here and on the API"
     ):
         catch_up()
     assert box.requests == []
 
 
-def test_a_doorbell_that_does_not_take_it_fails_the_task_with_what_to_do(served, box, sqlite, configure, api_server_at):
+def test_receiver_error_fails_the_task_with_advice(served, box, sqlite, configure, api_server_at):
     box.payload(link_id="loan-2", statement_id="2")
     box.payload(link_id="loan-3", statement_id="3")
-    for conn_id, words in (("unknown", "doesn't exist|isn't defined"), (LONELY, "no DAG listens to the connection's")):
+    for conn_id, words in (
+        ("unknown", "doesn't exist|isn't defined"),
+        (NO_DAG, "no DAG is scheduled by the connection's"),
+    ):
         with pytest.raises(Exception, match=words):
             catch_up(bankconnect_conn_id=conn_id)
     sqlite.change(
         "create trigger refuse before insert on asset_event when new.partition_key = 'link:loan-3' "
         "begin select raise(abort, 'refused'); end"
     )
-    with pytest.raises(DoorbellError, match="The doorbell's database did not take 1 rings; see its log"):
+    with pytest.raises(WebhookReceiverError, match="The webhook receiver could not record 1 events: see"):
         catch_up()
-    # What was rung for before that stays so.
-    assert sqlite.rung == ["2"]
+    # What was recorded before stays recorded.
+    assert sqlite.recorded == ["2"]
     sqlite.change("drop trigger refuse")
     api_server_at("https://localhost:1", box.ca_file)
-    with pytest.raises(DoorbellError, match="No answer from BankConnect's doorbell at https://localhost:1"):
+    with pytest.raises(WebhookReceiverError, match="No answer from the webhook receiver at https://localhost:1"):
         catch_up()
     api_server_at(served.url, box.ca_file)
     configure(webhook_token=PREVIOUS)
-    with pytest.raises(DoorbellError, match=r"HTTP 404: is \[bankconnect\] webhook_token the same here and there"):
+    with pytest.raises(WebhookReceiverError, match=r"HTTP 404: check that \[bankconnect\] webhook_token is the same"):
         catch_up()
     configure(webhook_token=TOKEN)
-    assert catch_up() == counts(completed=2, rung=1, repeated=1)
+    assert catch_up() == counts(completed=2, recorded=1, duplicates=1)
 
 
 @pytest.mark.usefixtures("served")
-def test_a_link_of_any_length_and_script_is_rung_for(box, sqlite):
+def test_link_of_any_length_and_script_is_recorded(box, sqlite):
     links = ["ऋण/४७ %2F", "x" * 500, "a\nb"]
     for link_id in links:
         box.payload(link_id=link_id, statement_id=link_id[:9])
-    assert catch_up(links) == counts(completed=3, rung=3)
+    assert catch_up(links) == counts(completed=3, recorded=3)
     assert [extra["link_id"] for _, _, extra in sqlite.events] == links
 
 
@@ -296,23 +322,23 @@ def register(**arguments):
 
 
 @pytest.mark.usefixtures("public")
-def test_without_a_url_the_doorbells_own_address_is_registered_and_told_nobody(box, log):
+def test_without_url_the_secret_receiver_address_is_registered(box, log):
     operator = register(webhook_mode="{{ mode }}", bankconnect_conn_id="{{ account }}")
     rendered = render(operator, mode="1", account=CONN_ID)
     assert rendered.execute({}) is None
     assert box.webhook_url == webhook_url()
     assert box.webhook_mode == 1
-    # The address is a secret: it is nowhere in the task, before or after.
+    # The secret address is not in the task, before or after rendering.
     for one in (operator, rendered):
         assert one.webhook_url is None
         assert TOKEN not in str(vars(one))
-    said = log()
-    assert TOKEN not in said
-    assert "BankConnect sends webhooks to localhost now, in mode 1" in said
+    output = log()
+    assert TOKEN not in output
+    assert "BankConnect sends webhooks to localhost now, in mode 1" in output
 
 
 @pytest.mark.usefixtures("served")
-def test_an_address_that_the_world_reaches_needs_nothing_more_to_be_said(box, configure):
+def test_public_address_needs_no_further_argument(box, configure):
     configure(public_url="https://airflow.example.com/team/")
     BankConnectUpdateWebhookOperator(task_id="register", webhook_url=None).execute({})
     assert box.webhook_url == f"https://airflow.example.com/team/bankconnect/webhook/{CONN_ID}/{TOKEN}"
@@ -320,7 +346,7 @@ def test_an_address_that_the_world_reaches_needs_nothing_more_to_be_said(box, co
 
 
 @pytest.mark.usefixtures("public")
-def test_after_a_rotation_the_new_address_is_registered(box, configure):
+def test_rotated_token_registers_a_new_address(box, configure):
     register().execute({})
     configure(webhook_token=PREVIOUS, webhook_token_previous=TOKEN)
     register().execute({})
@@ -332,17 +358,15 @@ def test_after_a_rotation_the_new_address_is_registered(box, configure):
 @pytest.mark.parametrize(
     ("settings", "arguments", "words"),
     [
-        ({"webhook_token": None}, {}, "The doorbell is off: set [bankconnect] webhook_token"),
+        ({"webhook_token": None}, {}, "The webhook receiver is off: set [bankconnect] webhook_token"),
         ({"webhook_token": "weak"}, {}, "[bankconnect] webhook_token must have at least 16 characters"),
-        ({"public_url": "http://bell.example.com"}, {}, "set [bankconnect] public_url"),
+        ({"public_url": "http://hooks.example.com"}, {}, "set [bankconnect] public_url"),
         ({}, {"allow_private_host": False}, "webhook_url"),
-        ({"public_url": "https://user:word@bell.example.com"}, {}, "webhook_url"),
+        ({"public_url": "https://user:word@hooks.example.com"}, {}, "webhook_url"),
         ({}, {"webhook_mode": "{{ x }}"}, "webhook_mode"),
     ],
 )
-def test_an_address_that_cannot_be_meant_is_refused_with_the_setting_and_not_told(
-    box, configure, settings, arguments, words
-):
+def test_invalid_address_is_refused_without_the_token(box, configure, settings, arguments, words):
     configure(**settings)
     operator = BankConnectUpdateWebhookOperator(
         **({"task_id": "register", "webhook_url": None, "allow_private_host": True} | arguments)
@@ -354,19 +378,19 @@ def test_an_address_that_cannot_be_meant_is_refused_with_the_setting_and_not_tol
     assert box.requests == []
 
 
-def test_the_vendor_rings_at_the_address_that_was_registered(public, box, sqlite):
-    """From the registration to the run, with nothing of ours left out but Airflow's scheduler."""
+def test_vendor_sends_webhooks_to_the_registered_address(public, box, sqlite):
+    """From the registration to the run, with everything but Airflow's scheduler."""
     register(webhook_mode=WebhookMode.NET_BANKING_AND_MANUAL).execute({})
     played = [box.play(Statement(link_id=f"loan-{number}")) for number in range(3)]
     played.append(box.play(Statement(mode="pdf")))
     played.append(box.play(Statement(link_id="loan-0", statement_id="", progress="failed", reason="no such user")))
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while len(sqlite.events) < 5 or any(delivery.outcome == "sending" for delivery in box.deliveries):
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert sorted(sqlite.rung) == sorted(one.statement_id for one in played)
+    assert sorted(sqlite.recorded) == sorted(one.statement_id for one in played)
     assert {delivery.status for delivery in box.deliveries} == {200}
     expected = {f"link:loan-{number}" for number in range(3)} | {f"entity:{played[3].entity_id}"}
     assert {key for _, key in sqlite.runs} == expected
-    assert catch_up([f"loan-{number}" for number in range(3)]) == counts(completed=3, repeated=3)
-    assert public.front.asked[0].startswith("POST /bankconnect/webhook/")
+    assert catch_up([f"loan-{number}" for number in range(3)]) == counts(completed=3, duplicates=3)
+    assert public.front.requests[0].startswith("POST /bankconnect/webhook/")

@@ -1,4 +1,4 @@
-"""What Airflow sees of the doorbell: a plugin that is cheap to import, its settings, its metadata; on every Airflow."""
+"""The plugin, its settings and its metadata, as Airflow sees them; on every supported Airflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from doorbells import NEEDS, PREVIOUS, TOKEN
+from receivers import NEEDS_3_2, PREVIOUS, TOKEN
 
 from airflow_provider_bankconnect.get_provider_info import get_provider_info
 from airflow_provider_bankconnect.receiver import address
@@ -19,14 +19,14 @@ OWN = "airflow_provider_bankconnect.receiver"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run Python in an Airflow home of its own, with the doorbell's settings."""
+    """Run Python in a separate Airflow home, with the webhook receiver's settings."""
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))}
     environment |= {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN,
         "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN_PREVIOUS": PREVIOUS,
-        "AIRFLOW__BANKCONNECT__PUBLIC_URL": "https://bell.example.com",
+        "AIRFLOW__BANKCONNECT__PUBLIC_URL": "https://hooks.example.com",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "NO_COLOR": "1",
         "COLUMNS": "200",
@@ -48,7 +48,7 @@ def run(tmp_path_factory):
 
 
 def loaded_by(run, imports):
-    """Modules that an import adds to those that Airflow has loaded by itself."""
+    """Return the modules that an import loads in addition to Airflow's own."""
     code = (
         "import sys, json, airflow.providers.common.compat.sdk as sdk; sdk.AirflowPlugin, sdk.conf, sdk.mask_secret;"
         "sdk.AirflowOptionalProviderFeatureException; before = set(sys.modules);"
@@ -57,20 +57,20 @@ def loaded_by(run, imports):
     return json.loads(run("-c", code).splitlines()[-1])
 
 
-def test_the_plugin_brings_no_web_framework_and_no_database_into_every_process_of_airflow(run):
+def test_plugin_loads_no_web_framework_and_no_database(run):
     loaded = loaded_by(run, f"import {OWN}.plugin")
     assert f"{OWN}.plugin" in loaded
     assert f"{OWN}.app" not in loaded
-    assert f"{OWN}.rings" not in loaded
+    assert f"{OWN}.events" not in loaded
     heavy = {"starlette", "fastapi", "sqlalchemy", "requests", "aiohttp", "pydantic", "tenacity", "uvicorn"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
 
 
 @pytest.mark.parametrize("module", ["triggers.bankconnect", "sensors.bankconnect", "operators.bankconnect"])
-def test_waits_and_operators_do_not_load_the_receiver(run, module):
+def test_waits_and_operators_do_not_load_the_app(run, module):
     loaded = loaded_by(run, f"import airflow_provider_bankconnect.{module}")
     assert f"{OWN}.address" in loaded
-    assert not {f"{OWN}.app", f"{OWN}.rings", f"{OWN}.plugin"} & set(loaded)
+    assert not {f"{OWN}.app", f"{OWN}.events", f"{OWN}.plugin"} & set(loaded)
     assert not {"starlette", "fastapi"} & {name.partition(".")[0] for name in loaded}
 
 
@@ -83,18 +83,18 @@ def test_below_airflow_3_2_nothing_is_mounted(run, version):
     assert run("-c", code).splitlines()[-1] == str(int(version == "3.2.0"))
 
 
-@NEEDS
-def test_the_api_server_mounts_it_below_its_own_prefix(run):
+@NEEDS_3_2
+def test_api_server_mounts_the_receiver_at_its_prefix(run):
     code = (
         "from airflow import plugins_manager as manager; found = manager.get_fastapi_plugins()[0];"
-        "print([(app['url_prefix'], app['name']) for app in found if app['name'] == 'BankConnect doorbell'])"
+        "print([(app['url_prefix'], app['name']) for app in found if app['name'] == 'BankConnect webhook receiver'])"
     )
-    assert run("-c", code).splitlines()[-1] == "[('/bankconnect', 'BankConnect doorbell')]"
+    assert run("-c", code).splitlines()[-1] == "[('/bankconnect', 'BankConnect webhook receiver')]"
 
 
 def test_airflow_lists_the_plugin(run):
     listed = run("-m", "airflow", "plugins", "--output", "json")
-    # What Airflow logs comes before it, and has brackets too.
+    # Airflow's log lines come first, and have brackets too.
     found = json.loads(listed[listed.index("[\n") if "[\n" in listed else listed.index("[{") :])
     (ours,) = [plugin for plugin in found if plugin["name"] == "bankconnect"]
     assert "airflow-provider-bankconnect" in str(ours["source"])
@@ -104,13 +104,13 @@ def test_airflow_shows_the_settings(run):
     shown = run("-m", "airflow", "config", "list", "--section", "bankconnect", "--include-descriptions")
     for name in ("webhook_token", "webhook_token_previous", "public_url"):
         assert f"{name} = " in shown
-    assert "What BankConnect has to know to ring" in shown
+    assert "The secret last part of the address" in shown
 
 
-@NEEDS
+@NEEDS_3_2
 def test_airflow_hides_the_tokens(run):
     shown = run("-m", "airflow", "config", "list", "--section", "bankconnect", *WITHOUT_SECRETS)
-    assert "public_url = https://bell.example.com" in shown
+    assert "public_url = https://hooks.example.com" in shown
     assert "webhook_token = " in shown
     assert TOKEN not in shown
     assert PREVIOUS not in shown
@@ -124,12 +124,12 @@ def test_every_setting_is_declared_and_has_a_fallback(configure):
         assert option["description"]
         assert option["default"] is None
         assert option.get("sensitive", False) == ("token" in name)
-    # None is set here.
+    # No setting is set here.
     configure()
     assert address.tokens() == ()
 
 
-def test_the_scheme_of_the_asset_is_registered(run):
+def test_scheme_of_the_asset_is_registered(run):
     (schemes,) = [entry["schemes"] for entry in get_provider_info()["asset-uris"]]
     assert [f"{scheme}://webhook/" for scheme in schemes] == [address.ASSET_PREFIX]
     code = (

@@ -10,7 +10,7 @@ from airflow_provider_bankconnect.sandbox import Sandbox, SimulatedClock
 
 
 class Client:
-    """Somebody with both keys and the certificate."""
+    """A client with both keys and the certificate."""
 
     def __init__(self, box, **headers):
         self.box = box
@@ -20,14 +20,14 @@ class Client:
         self.session.headers.update(headers or {"x-api-key": box.api_key, "server-hash": box.server_hash})
 
     def get(self, path, **arguments):
-        return self.session.get(f"{self.box.url}/{path}", allow_redirects=False, timeout=10, **arguments)
+        return self.session.get(f"{self.box.url}/{path}", allow_redirects=False, timeout=60, **arguments)
 
     def post(self, path, **arguments):
-        return self.session.post(f"{self.box.url}/{path}", timeout=10, **arguments)
+        return self.session.post(f"{self.box.url}/{path}", timeout=60, **arguments)
 
     def control(self, method, path, **arguments):
         return self.session.request(
-            method, f"https://localhost:{self.box.port}/sandbox/{path}", timeout=10, **arguments
+            method, f"https://localhost:{self.box.port}/sandbox/{path}", timeout=60, **arguments
         )
 
     def register(self, url=None, **more):
@@ -46,7 +46,7 @@ class Client:
 
 @pytest.fixture
 def serve():
-    """Make a sandbox, and a client that knows its keys."""
+    """Start a sandbox, and give a client that knows its keys."""
 
     @contextmanager
     def start(**arguments):
@@ -67,7 +67,7 @@ def clock():
 
 @pytest.fixture
 def client(serve, clock):
-    """A client of a sandbox whose time the test moves."""
+    """A client of a sandbox with a simulated clock."""
     with serve(clock=clock) as client:
         yield client
 
@@ -79,7 +79,7 @@ def box(client):
 
 @pytest.fixture
 def new_client():
-    """Further clients of the same sandbox, with headers of their own."""
+    """Make further clients of the same sandbox, with other headers."""
     clients = []
 
     def make(box, **headers):
@@ -93,10 +93,10 @@ def new_client():
 
 @pytest.fixture
 def eventually():
-    def wait(condition, seconds=5.0):
+    def wait(condition, seconds=60.0):
         until = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < until, "it did not come to pass"
+            assert time.monotonic() < until, "the condition never held"
             time.sleep(0.01)
 
     return wait

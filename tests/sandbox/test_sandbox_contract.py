@@ -1,4 +1,4 @@
-"""The vendor's calls, as its pages describe them."""
+"""The mock API answers each call as BankConnect's documentation describes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = [
 
 @pytest.mark.parametrize("path", CALLS)
 @pytest.mark.parametrize("headers", [{"x-api-key": "A"}, {"server-hash": "B"}, {"x-api-key": "A", "server-hash": "x"}])
-def test_every_call_wants_both_keys_and_both_right(serve, new_client, path, headers):
+def test_every_call_needs_both_correct_keys(serve, new_client, path, headers):
     with serve(api_key="A", server_hash="B", statements=[Statement(link_id="l", entity_id="e")]) as client:
         refused = new_client(client.box, **headers).get(path)
         assert client.get(path).status_code == 200
@@ -29,7 +29,7 @@ def test_every_call_wants_both_keys_and_both_right(serve, new_client, path, head
     assert refused.json() == {"detail": "Authentication credentials were not provided."}
 
 
-def test_registration_wants_the_keys_too(client, new_client):
+def test_registration_needs_the_keys(client, new_client):
     stranger = new_client(client.box, **{"x-api-key": "other"})
     assert stranger.post("entity/update_webhook/", json={"webhook_url": "https://a.example/"}).status_code == 401
     assert client.box.webhook_url is None
@@ -37,23 +37,23 @@ def test_registration_wants_the_keys_too(client, new_client):
 
 def test_plain_http_fails(box):
     with pytest.raises(requests.ConnectionError):
-        requests.get(box.url.replace("https", "http"), timeout=5)
+        requests.get(box.url.replace("https", "http"), timeout=60)
 
 
-def test_the_certificate_is_good_for_each_name_of_this_machine(client):
+def test_the_certificate_is_valid_for_each_loopback_name(client):
     for host in ("localhost", "127.0.0.1"):
-        answer = client.session.get(f"https://{host}:{client.box.port}/bank-connect/v1/entity/", timeout=5)
+        answer = client.session.get(f"https://{host}:{client.box.port}/bank-connect/v1/entity/", timeout=60)
         assert answer.status_code == 200
 
 
-def test_a_client_that_does_not_know_the_certificate_refuses_it(box):
+def test_a_client_without_the_certificate_refuses_the_connection(box):
     with requests.Session() as session:
         session.trust_env = False
         with pytest.raises(requests.exceptions.SSLError):
-            session.get(box.url, timeout=5)
+            session.get(box.url, timeout=60)
 
 
-def test_a_registration_that_omits_the_mode_resets_it(client):
+def test_a_registration_without_the_mode_resets_it(client):
     client.register("https://a.example/hook", webhook_mode=1)
     assert (client.box.webhook_url, client.box.webhook_mode) == ("https://a.example/hook", 1)
     client.register("https://a.example/hook")
@@ -73,7 +73,7 @@ def test_a_registration_that_omits_the_mode_resets_it(client):
         ([], "detail"),
     ],
 )
-def test_a_wrong_registration_is_refused_and_changes_nothing(client, body, field):
+def test_an_invalid_registration_is_refused_and_changes_nothing(client, body, field):
     answer = client.post("entity/update_webhook/", json=body)
     assert answer.status_code == 400
     assert field in answer.json()
@@ -93,14 +93,14 @@ def test_a_wrong_registration_is_refused_and_changes_nothing(client, body, field
         "entity//",
     ],
 )
-def test_what_does_not_exist_is_a_404(client, path):
+def test_an_unknown_path_or_entity_is_a_404(client, path):
     client.box.play(Statement(entity_id="e"))
     assert client.get(path).status_code == 404
 
 
-def test_a_wrong_base_path_is_a_404_whatever_the_keys_and_is_logged(client, new_client):
+def test_a_wrong_base_path_is_a_404_even_without_keys_and_is_logged(client, new_client):
     url = f"https://localhost:{client.box.port}/bank-conect/v1/entity/"
-    assert new_client(client.box, accept="*/*").session.get(url, timeout=5).status_code == 404
+    assert new_client(client.box, accept="*/*").session.get(url, timeout=60).status_code == 404
     assert [record.path for record in client.box.calls("unknown")] == ["/bank-conect/v1/entity/"]
 
 
@@ -109,21 +109,21 @@ def test_a_wrong_method_is_refused(client):
     assert client.post("entity/webhook_payloads/").status_code == 405
 
 
-def test_an_encoded_slash_stays_inside_the_id(client):
+def test_an_encoded_slash_is_part_of_the_id(client):
     client.box.play(Statement(entity_id="a/b", statement_id="s"))
     assert client.get("entity/a%2Fb/").json()["entity_id"] == "a/b"
     assert client.get("entity/a%2Ftransactions/").status_code == 404
     assert [record.call for record in client.box.requests] == ["entity", "entity"]
 
 
-def test_a_link_of_500_odd_characters_arrives_unchanged(client):
+def test_a_link_of_500_special_characters_arrives_unchanged(client):
     link = ("ü/&#%?+ 界" * 60)[:500]
     client.box.play(Statement(link_id=link, statement_id="s"))
     assert [row["link_id"] for row in client.history(link)] == [link]
     assert client.box.requests[-1].query == {"link_id": link}
 
 
-def test_a_link_that_nobody_has_is_empty_or_404_as_you_like(serve):
+def test_an_unknown_link_is_empty_or_404_as_configured(serve):
     with serve() as client:
         assert client.history("nobody") == []
     with serve(unknown_link="404", statements=[Statement(link_id="l", after=100)]) as client:
@@ -131,14 +131,14 @@ def test_a_link_that_nobody_has_is_empty_or_404_as_you_like(serve):
         assert client.history("l") == []
 
 
-def test_without_a_link_the_history_is_everybodys(client):
+def test_without_a_link_the_history_has_the_rows_of_all_links(client):
     client.box.play(Statement(link_id="a", statement_id="1"))
     client.box.play(Statement(link_id="b", statement_id="2"))
     rows = client.get("entity/webhook_payloads/").json()["payloads"]
     assert {row["statement_id"] for row in rows} == {"1", "2"}
 
 
-def test_entities_come_in_pages_of_ten(client):
+def test_entities_are_returned_in_pages_of_ten(client):
     for number in range(23):
         client.box.play(Statement(link_id="many", entity_id=f"e{number}"))
     client.box.play(Statement(link_id="other", entity_id="f"))
@@ -172,7 +172,7 @@ def test_completed_statements_have_transactions_whose_balances_add_up(client):
     assert answer["accounts"][0]["statements"] == ["s0", "s1", "s2"]
 
 
-def test_a_statement_has_as_many_transactions_as_asked_for(client):
+def test_a_statement_has_the_requested_number_of_transactions(client):
     client.box.play(Statement(entity_id="e", transactions=5))
     client.box.play(Statement(entity_id="f", transactions=0))
     assert (client.box.transaction_count("e"), client.box.transaction_count("f")) == (5, 0)
@@ -189,7 +189,7 @@ def test_the_same_seed_invents_the_same_customers():
     assert customer(1) != customer(2)
 
 
-def test_other_analyses_are_cut_from_the_same_transactions(client):
+def test_other_analyses_are_subsets_of_the_same_transactions(client):
     client.box.play(Statement(entity_id="e"))
     rows = client.analysis("e")["transactions"]
     assert client.analysis("e", "salary")["transactions"] == [row for row in rows if row["category"] == "Salary"] != []
@@ -199,17 +199,17 @@ def test_other_analyses_are_cut_from_the_same_transactions(client):
     assert client.analysis("e", "accounts")["accounts"] == client.analysis("e")["accounts"]
 
 
-def test_account_id_narrows_the_transactions(client):
+def test_account_id_filters_the_transactions(client):
     client.box.play(Statement(entity_id="e"))
     account = client.analysis("e")["accounts"][0]["account_id"]
     assert client.get(f"entity/e/transactions/?account_id={account}").json()["transactions"]
     assert client.get("entity/e/transactions/?account_id=another").json()["transactions"] == []
 
 
-def test_localhost_is_served_on_both_loopbacks(box):
+def test_localhost_is_served_on_both_loopback_addresses(box):
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         try:
             socket.create_server((address, 0), family=family).close()
         except OSError:
             continue
-        socket.create_connection((address, box.port), timeout=5).close()
+        socket.create_connection((address, box.port), timeout=60).close()

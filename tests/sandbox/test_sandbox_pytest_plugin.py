@@ -1,4 +1,4 @@
-"""The fixtures for people's own tests, and the example in their documentation."""
+"""The pytest fixtures for users, and the example in their documentation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_example_of_the_documentation_passes(pytester):
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
-def test_each_test_has_a_sandbox_of_its_own_made_as_it_asks(pytester):
+def test_each_test_has_its_own_sandbox_with_its_own_arguments(pytester):
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(
         """

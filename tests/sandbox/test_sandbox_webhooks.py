@@ -1,4 +1,4 @@
-"""Webhooks: to whom, when, how often, and how they go astray."""
+"""Webhooks: to which endpoint, when and how often they are sent, and what faults do to them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def outcomes(box):
     return [one.outcome for one in box.deliveries]
 
 
-def test_a_webhook_carries_the_five_fields_to_the_registered_endpoint(client, clock, eventually):
+def test_a_webhook_with_five_fields_is_sent_to_the_registered_endpoint(client, clock, eventually):
     client.register()
     client.box.play(Statement(link_id="l", entity_id="e", statement_id="s", after=5))
     clock.advance(5)
     eventually(lambda: outcomes(client.box) == ["delivered"])
-    (taken,) = client.box.inbox
-    assert taken.body == {
+    (received,) = client.box.inbox
+    assert received.body == {
         "entity_id": "e", "statement_id": "s", "link_id": "l", "progress": "completed", "reason": ""
     }  # fmt: skip
     (sent,) = client.box.deliveries
     assert (sent.url, sent.status) == (client.box.inbox_url, 200)
 
 
-def test_mode_0_silences_manual_uploads_and_mode_1_does_not(client, eventually):
+def test_mode_0_suppresses_webhooks_of_manual_uploads_and_mode_1_does_not(client, eventually):
     client.register(webhook_mode=0)
-    client.box.play(Statement(statement_id="silent", mode="pdf"))
+    client.box.play(Statement(statement_id="suppressed", mode="pdf"))
     client.box.play(Statement(statement_id="online"))
     client.register(webhook_mode=1)
     client.box.play(Statement(statement_id="pdf", mode="pdf"))
@@ -39,7 +39,7 @@ def test_mode_0_silences_manual_uploads_and_mode_1_does_not(client, eventually):
     assert client.box.inbox[-1].body["link_id"] is None
 
 
-def test_without_an_endpoint_and_for_the_past_nothing_is_sent(client, eventually):
+def test_no_webhook_is_sent_without_an_endpoint_or_for_the_past(client, eventually):
     client.box.play(Statement(statement_id="before"))
     client.register()
     client.box.play(Statement(statement_id="past", after=-10))
@@ -48,7 +48,7 @@ def test_without_an_endpoint_and_for_the_past_nothing_is_sent(client, eventually
     assert ids(client.box) == ["now"]
 
 
-def test_what_is_refused_or_meets_nobody_is_not_sent_again(client, eventually):
+def test_a_refused_or_undelivered_webhook_is_not_sent_again(client, eventually):
     client.register(f"{client.box.inbox_url}/nowhere")
     client.box.play(Statement(statement_id="a"))
     eventually(lambda: outcomes(client.box) == ["refused"])
@@ -62,7 +62,7 @@ def test_what_is_refused_or_meets_nobody_is_not_sent_again(client, eventually):
     assert ids(client.box) == ["c"]
 
 
-def test_a_burst_arrives_whole(client, eventually):
+def test_all_webhooks_of_a_burst_are_delivered(client, eventually):
     client.register()
     for number in range(100):
         client.box.play(Statement(statement_id=str(number)))
@@ -70,7 +70,7 @@ def test_a_burst_arrives_whole(client, eventually):
     assert sorted(map(int, ids(client.box))) == list(range(100))
 
 
-def test_a_dropped_webhook_is_in_the_history_all_the_same(serve, eventually):
+def test_the_statement_of_a_dropped_webhook_is_in_the_history(serve, eventually):
     with serve(faults=[Fault(kind="drop", times=1)], history_omits_unsent=True) as client:
         client.register()
         client.box.play(Statement(link_id="l", statement_id="lost"))
@@ -80,14 +80,14 @@ def test_a_dropped_webhook_is_in_the_history_all_the_same(serve, eventually):
         assert len(client.history("l")) == 2
 
 
-def test_a_duplicated_webhook_comes_twice(client, eventually):
+def test_a_duplicated_webhook_is_sent_twice(client, eventually):
     client.register()
     client.box.fault(Fault(kind="duplicate"))
     client.box.play(Statement(statement_id="s"))
     eventually(lambda: ids(client.box) == ["s", "s"])
 
 
-def test_a_late_webhook_comes_late(client, clock, eventually):
+def test_a_late_webhook_is_sent_later(client, clock, eventually):
     client.register()
     client.box.fault(Fault(kind="late", seconds=60, times=1))
     client.box.play(Statement(link_id="l", statement_id="late"))
@@ -98,7 +98,7 @@ def test_a_late_webhook_comes_late(client, clock, eventually):
     eventually(lambda: ids(client.box) == ["prompt", "late"])
 
 
-def test_reordered_webhooks_change_places(client, eventually):
+def test_a_reordered_webhook_is_sent_after_the_next_one(client, eventually):
     client.register()
     client.box.fault(Fault(kind="reorder", times=1, seconds=60))
     client.box.play(Statement(statement_id="first"))
@@ -106,7 +106,7 @@ def test_reordered_webhooks_change_places(client, eventually):
     eventually(lambda: ids(client.box) == ["second", "first"])
 
 
-def test_a_webhook_that_waits_for_another_does_not_wait_for_ever(client, clock, eventually):
+def test_a_reordered_webhook_is_sent_in_the_end_without_a_next_one(client, clock, eventually):
     client.register()
     client.box.fault(Fault(kind="reorder", times=1, seconds=60))
     client.box.play(Statement(statement_id="alone"))
@@ -123,7 +123,7 @@ def test_a_replay_sends_an_old_webhook_again(client, eventually):
     eventually(lambda: ids(client.box) == ["old", "new", "old"])
 
 
-def test_a_forged_webhook_says_completed_while_the_ledger_does_not(client, clock, eventually):
+def test_a_forged_webhook_says_completed_while_the_history_does_not(client, clock, eventually):
     client.register()
     client.box.fault(Fault(kind="forge", times=1))
     client.box.play(Statement(link_id="l", entity_id="e", statement_id="s", after=60, progress="failed"))
@@ -135,26 +135,26 @@ def test_a_forged_webhook_says_completed_while_the_ledger_does_not(client, clock
     eventually(lambda: [one.body["progress"] for one in client.box.inbox] == ["completed", "failed"])
 
 
-def test_a_webhook_of_ones_own_making_is_sent(client, eventually):
+def test_a_webhook_with_any_body_can_be_sent(client, eventually):
     client.register()
-    client.box.ring({"entity_id": "<script>", "progress": 7})
+    client.box.webhook({"entity_id": "<script>", "progress": 7})
     eventually(lambda: client.box.inbox)
     assert client.box.inbox[0].body == {"entity_id": "<script>", "progress": 7}
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff"])
-def test_the_inbox_takes_json_only(client, body):
+def test_the_inbox_accepts_only_json(client, body):
     assert client.control("POST", "inbox", data=body).status_code == 400
     assert client.box.inbox == []
 
 
-def test_the_log_never_tells_a_receivers_path_nor_the_keys(serve, eventually):
+def test_the_log_holds_neither_the_endpoints_path_nor_the_keys(serve, eventually):
     lines = []
     with serve(on_event=lines.append) as client:
         client.register(f"{client.box.inbox_url}?token=hush")
         client.box.play(Statement(link_id="l"))
         eventually(lambda: outcomes(client.box) == ["delivered"])
         secrets = ("hush", client.box.api_key, client.box.server_hash)
-    told = "\n".join(lines)
-    assert "answered 200" in told
-    assert not [secret for secret in secrets if secret in told]
+    text = "\n".join(lines)
+    assert "answered 200" in text
+    assert not [secret for secret in secrets if secret in text]

@@ -7,7 +7,7 @@ from homes import IN_POKE_MODE, QUICK, REGISTER, WAIT, Home
 
 from airflow_provider_bankconnect.sandbox import Sandbox
 
-# Statements of two links, and an analysis of the second one's customer.
+# Waits for statements of two links, then for an analysis of the second link's customer.
 TWO_WAITS = """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_bankconnect.sensors.bankconnect import BankConnectProgressSensor, BankConnectWebhookPayloadSensor
 
 with DAG(dag_id="two_waits", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
-    how = {"poke_interval": 1, "timeout": 60, "deferrable": True}
+    how = {"poke_interval": 1, "timeout": 600, "deferrable": True}
     first = BankConnectWebhookPayloadSensor(task_id="first", link_id="{{ dag_run.conf['links'][0] }}", **how)
     second = BankConnectWebhookPayloadSensor(task_id="second", link_id="{{ dag_run.conf['links'][1] }}", **how)
     third = BankConnectProgressSensor(
@@ -31,7 +31,7 @@ TWO_TRIES = {"poke_interval=30": "poke_interval=1, retries=1, retry_delay=timede
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory):
-    """An Airflow whose database is made, once for all tests; never run in itself."""
+    """Create an Airflow database once. Tests copy this home and do not run it."""
     home = Home(tmp_path_factory.mktemp("migrated"))
     with home.job("db", "migrate") as job:
         assert job.finish() == 0, job.output[-4000:]
@@ -40,7 +40,7 @@ def migrated(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def new_home(migrated, tmp_path_factory):
-    """Make a fresh Airflow, with settings of its own."""
+    """Make a new Airflow home, with its own settings."""
 
     def make(**settings: str) -> Home:
         home = Home(tmp_path_factory.mktemp("airflow"), **settings)
@@ -52,7 +52,7 @@ def new_home(migrated, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def home(new_home):
-    """The Airflow of most tests: both example DAGs, and the main one in its variants."""
+    """The Airflow home of most tests: both example DAGs, and variants of the main one."""
     home = new_home()
     home.add_example(REGISTER)
     home.add_example(WAIT, QUICK | AT_ONCE)
@@ -64,7 +64,7 @@ def home(new_home):
 
 @pytest.fixture(scope="session")
 def shared(home):
-    """Run the DAGs of that Airflow in one process."""
+    """Run the DAGs of this home in one process."""
     with home.driver() as driver:
         assert driver.greeting["import_errors"] == {}
         yield driver
@@ -72,6 +72,6 @@ def shared(home):
 
 @pytest.fixture
 def box():
-    """A BankConnect of its own for each test."""
+    """A sandbox for one test."""
     with Sandbox() as sandbox:
         yield sandbox

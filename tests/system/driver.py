@@ -1,7 +1,7 @@
-"""Runs DAGs in one process, one after the other: an order a line on stdin, an answer a line on stdout.
+"""Runs DAGs one after another in one process: each line on stdin is an order, each line on stdout an answer.
 
-``airflow dags test`` takes ten seconds to get going; a second ``dag.test()`` in the same process takes a third of one.
-What Airflow itself says goes to stderr.
+``airflow dags test`` needs ten seconds to start; a second ``dag.test()`` in the same process needs a third of a second.
+Airflow's own output goes to stderr.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    from airflow.dag_processing.dagbag import DagBag  # noqa: PLC0415 - what importing Airflow says goes to stderr
+    from airflow.dag_processing.dagbag import DagBag  # noqa: PLC0415 - its output must go to stderr
 
     bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
     print(json.dumps({"dag_ids": sorted(bag.dags), "import_errors": bag.import_errors}), file=answers)
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def run(bag: Any, order: dict[str, Any]) -> dict[str, Any]:
-    forget_what_is_masked(masked=order["masked"])
+    reset_masker(masked=order["masked"])
     os.environ[CONNECTION] = order["connection"]
     started = time.monotonic()
     dag_run = bag.dags[order["dag_id"]].test(run_conf=order["conf"])
@@ -41,8 +41,8 @@ def run(bag: Any, order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def forget_what_is_masked(*, masked: bool) -> None:
-    """Begin as a new process would, which has been told of no secret yet; or have Airflow's masker learn none."""
+def reset_masker(*, masked: bool) -> None:
+    """Make Airflow's masker forget all secrets, as in a new process; without ``masked``, it accepts no new ones."""
     for module in ("airflow._shared.secrets_masker", "airflow.sdk._shared.secrets_masker"):
         masker = import_module(module)._secrets_masker()
         masker.reset_masker()

@@ -1,4 +1,4 @@
-"""A real Airflow of one's own: SQLite, no server, its DAGs copied from ``dags/`` with what a test cannot wait for."""
+"""Airflow homes for tests: SQLite, no server, and the DAGs of ``dags/`` with shorter intervals."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import processes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -24,13 +26,13 @@ CONNECTION = "AIRFLOW_CONN_BANKCONNECT_DEFAULT"
 FERNET_KEY = "c3lzdGVtLXRlc3RzLXN5c3RlbS10ZXN0cy1zeXN0ZW0="
 QUICK = {"poke_interval=30": "poke_interval=1"}
 IN_POKE_MODE = {"deferrable=True": "deferrable=False"}
-# A whole `airflow dags test` on two busy cores.
-LONGEST = 150.0
+# Limit in seconds for anything that a test waits for, on a busy machine.
+LONGEST = 600.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """What became of a run."""
+    """The result of a DAG run."""
 
     dag_id: str
     run_id: str
@@ -51,11 +53,11 @@ class Job:
         return self._output.read_text(encoding="utf-8", errors="replace")
 
     def until(self, happened: Callable[[], Any], *, seconds: float = LONGEST) -> None:
-        """Wait until something has happened; the process ought to live until then."""
+        """Wait until a condition holds. The process must run until then."""
         deadline = time.monotonic() + seconds
         while not happened():
-            assert self.process.poll() is None, f"ended before it came to that:\n{self.output[-4000:]}"
-            assert time.monotonic() < deadline, f"did not come to that in time:\n{self.output[-4000:]}"
+            assert self.process.poll() is None, f"the process ended too early:\n{self.output[-4000:]}"
+            assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain:\n{self.output[-4000:]}"
             time.sleep(0.02)
 
     def finish(self) -> int:
@@ -68,36 +70,36 @@ class Driver(Job):
     def __init__(self, process: subprocess.Popen[str], output: Path) -> None:
         super().__init__(process, output)
         self.greeting = self._answer()
-        self._asked: str = ""
+        self._dag_id = ""
 
     def start(self, dag_id: str, connection: dict[str, Any], conf: dict[str, Any], *, masked: bool = True) -> None:
-        """Begin a run; what is to happen meanwhile can happen until :meth:`result`."""
-        self._asked = dag_id
+        """Start a run and return at once; :meth:`result` waits for its end."""
+        self._dag_id = dag_id
         order = {"dag_id": dag_id, "connection": json.dumps(connection), "conf": conf, "masked": masked}
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
 
     def result(self) -> Run:
-        return Run(self._asked, **self._answer())
+        return Run(self._dag_id, **self._answer())
 
     def run(self, dag_id: str, connection: dict[str, Any], conf: dict[str, Any], *, masked: bool = True) -> Run:
         self.start(dag_id, connection, conf, masked=masked)
         return self.result()
 
     def _answer(self) -> dict[str, Any]:
-        # Reading a pipe knows no timeout.
-        hurry = threading.Timer(LONGEST, self.process.kill)
-        hurry.start()
+        # readline() has no timeout.
+        limit = threading.Timer(LONGEST, self.process.kill)
+        limit.start()
         try:
             line = self.process.stdout.readline()
         finally:
-            hurry.cancel()
+            limit.cancel()
         assert line, f"the driver ended:\n{self.output[-4000:]}"
         return json.loads(line)
 
 
 class Home:
-    """An Airflow home in ``folder``, its DAGs beside it."""
+    """An Airflow home in ``folder``, with the DAGs beside it."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
@@ -114,17 +116,17 @@ class Home:
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
             "AIRFLOW__API_AUTH__JWT_SECRET": "system-tests-" * 5,
             "PYTHONUNBUFFERED": "1",
-            # A coloured word is cut in two by its escape codes: nothing is to hide there from a search.
+            # Escape codes within a word would hide it from a search.
             "NO_COLOR": "1",
             **settings,
         }
 
     def add(self, name: str, text: str) -> None:
-        """Put a DAG file into the folder."""
+        """Write a DAG file."""
         (self.dags / f"{name}.py").write_text(text, encoding="utf-8")
 
     def add_example(self, name: str, changes: dict[str, str] | None = None, *, dag_id: str | None = None) -> str:
-        """Copy one of the example DAGs, and change what a test cannot wait for: each has to be there exactly once."""
+        """Copy an example DAG with changes. Each text to replace must occur exactly once."""
         text = (ROOT / "dags" / f"{name}.py").read_text(encoding="utf-8")
         renamed = {f'dag_id="{name}"': f'dag_id="{dag_id}"'} if dag_id else {}
         for old, new in {**(changes or {}), **renamed}.items():
@@ -137,42 +139,15 @@ class Home:
     def job(self, *arguments: str, connection: dict[str, Any] | None = None) -> Iterator[Job]:
         """Run an ``airflow`` command."""
         more = {} if connection is None else {CONNECTION: json.dumps(connection)}
-        output = self._new_output()
-        with output.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
-                env=self.environment | more,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                text=True,
-            )
-        with process:
-            try:
-                yield Job(process, output)
-            finally:
-                process.kill()
+        with self._process(["-m", "airflow", *arguments], more, stdin=subprocess.DEVNULL) as started:
+            yield Job(*started)
 
     @contextmanager
     def driver(self) -> Iterator[Driver]:
-        """Run DAGs in one process: those that are in the folder by now."""
-        output = self._new_output()
-        with output.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("driver.py"))],
-                env=self.environment,
-                cwd=self.folder,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-            )
-        with process:
-            try:
-                yield Driver(process, output)
-            finally:
-                process.kill()
+        """Run the DAGs that are in the folder now, in one process."""
+        pipe = subprocess.PIPE
+        with self._process([str(Path(__file__).with_name("driver.py"))], {}, stdin=pipe, stdout=pipe) as started:
+            yield Driver(*started)
 
     def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.database)) as database:
@@ -183,11 +158,26 @@ class Home:
         return state
 
     def xcoms(self, dag_id: str, run_id: str | None = None) -> dict[tuple[str, str], Any]:
-        """All that the tasks of a run have pushed: (task, key) -> value."""
+        """Return all XComs of a run, by task and key."""
         rows = self.query(
             "select task_id, key, value from xcom where dag_id = ? and run_id = coalesce(?, run_id)", dag_id, run_id
         )
         return {(task, key): json.loads(value) if isinstance(value, str) else value for task, key, value in rows}
 
-    def _new_output(self) -> Path:
-        return self.folder / f"output-{len(list(self.folder.glob('output-*')))}.log"
+    @contextmanager
+    def _process(self, arguments: list[str], settings: dict[str, str], **pipes: int) -> Iterator[tuple[Any, Path]]:
+        output = self.folder / f"output-{len(list(self.folder.glob('output-*')))}.log"
+        with output.open("w", encoding="utf-8") as file:
+            process = processes.start(
+                [sys.executable, *arguments],
+                env=self.environment | settings,
+                cwd=self.folder,
+                stderr=file,
+                text=True,
+                **{"stdout": file, **pipes},
+            )
+        with process:
+            try:
+                yield process, output
+            finally:
+                processes.kill(process)

@@ -1,4 +1,4 @@
-"""Searches everything that a run has left behind for something that must not be there, however it is written."""
+"""Searches the files and tables of an Airflow home for secrets, in many encodings."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from homes import Home
 
-# At DEBUG, `airflow dags test` itself prints each secret that its masker is told of, whoever tells it: Airflow reading
-# a connection, or a hook. Only its InProcessTestSupervisor does; a worker's supervisor leaves the body out.
-TOLD_TO_THE_MASKER = re.compile(rb"^.*Sending request .*loc=supervisor\.py:\d+ msg=MaskSecret\(.*$", re.MULTILINE)
-# So much of a key is as good as a finding: something may have been cut off.
+# At DEBUG, the InProcessTestSupervisor of `airflow dags test` prints each secret that Airflow or a hook gives to the
+# masker. A worker's supervisor leaves the body out.
+GIVEN_TO_THE_MASKER = re.compile(rb"^.*Sending request .*loc=supervisor\.py:\d+ msg=MaskSecret\(.*$", re.MULTILINE)
+# A part of a key of this length counts as a leak: the text may have been cut off.
 PART = 12
 
 
 @dataclass(frozen=True, order=True)
 class Leak:
-    """Whose ``name`` was found, in what ``form``, and ``where``: a file, or ``table x``; and what stands around it."""
+    """A finding: which secret, in which form, in which file or ``table x``, and the text around it."""
 
     name: str
     form: str
@@ -44,7 +44,7 @@ def find_leaks(home: Home, secrets: dict[str, str]) -> set[Leak]:
 
 
 def leaks_in(hays: Iterable[tuple[str, bytes]], secrets: dict[str, str]) -> set[Leak]:
-    """Search whatever there is, each with its name."""
+    """Search named byte strings."""
     wanted = [(name, form, needle) for name, value in secrets.items() for form, needle in forms(value)]
     return {
         Leak(name, form, where, _around(hay, needle))
@@ -55,7 +55,7 @@ def leaks_in(hays: Iterable[tuple[str, bytes]], secrets: dict[str, str]) -> set[
 
 
 def forms(secret: str) -> Iterator[tuple[str, bytes]]:
-    """Write a secret in every way that we can think of."""
+    """Yield a secret in many encodings."""
     raw = secret.encode()
     ways: dict[str, set[str | bytes]] = {
         "plain": {secret},
@@ -83,29 +83,29 @@ def forms(secret: str) -> Iterator[tuple[str, bytes]]:
 
 
 def haystacks(home: Home) -> Iterator[tuple[str, bytes]]:
-    """All files, the raw bytes of the database with its journals among them, and all rows of all tables."""
+    """Yield all files, with the raw database and its journals, and all rows of all tables."""
     for name, hay in files_in(home.folder):
-        yield name, TOLD_TO_THE_MASKER.sub(b"", hay) if name.startswith("output-") else hay
+        yield name, GIVEN_TO_THE_MASKER.sub(b"", hay) if name.startswith("output-") else hay
     for table, columns, row in rows(home):
         yield from of_row(table, dict(zip(columns, row, strict=True)), home.environment["AIRFLOW__CORE__FERNET_KEY"])
 
 
 def files_in(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """All files below a folder."""
+    """Yield all files below a folder."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             yield str(path.relative_to(folder)), path.read_bytes()
 
 
 def of_row(table: str, row: Mapping[str, object], fernet_key: str) -> Iterator[tuple[str, bytes]]:
-    """A row as it is, and what a trigger is remembered with as the triggerer reads it."""
+    """Yield a row, and for a trigger its decrypted arguments too."""
     yield f"table {table}", b"\n".join(_as_bytes(value) for value in row.values())
     if table == "trigger":
         yield "table trigger", decrypted(str(row["kwargs"]), fernet_key)
 
 
 def rows(home: Home) -> Iterator[tuple[str, list[str], tuple[object, ...]]]:
-    """Every row of every table."""
+    """Yield every row of every table."""
     with closing(sqlite3.connect(home.database)) as database:
         tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
         for table in tables:
@@ -116,7 +116,7 @@ def rows(home: Home) -> Iterator[tuple[str, list[str], tuple[object, ...]]]:
 
 
 def decrypted(kwargs: str, key: str = FERNET_KEY) -> bytes:
-    """Give what a trigger is remembered with, as the triggerer reads it: some ways there encrypt it, others do not."""
+    """Return the arguments of a trigger as the triggerer reads them; Airflow does not always encrypt them."""
     return kwargs.encode() if kwargs.startswith("{") else Fernet(key).decrypt(kwargs)
 
 
@@ -134,7 +134,7 @@ def _inside(quoted: str) -> str:
 
 
 def _in_base64(raw: bytes) -> Iterator[str]:
-    """Give what stays the same of it whatever stands before and behind: one text for each of three alignments."""
+    """Yield the part that does not depend on the bytes before and after, for each of three alignments."""
     for offset, skipped in enumerate((0, 2, 3)):
         text = base64.b64encode(b"\0" * offset + raw).decode()
         yield text[skipped : (offset + len(raw)) * 8 // 6]

@@ -1,4 +1,4 @@
-"""Three of ten answers are faulty, and the same rows come out as on a good day."""
+"""Three of ten answers are faulty, and the result is the same as without faults."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ FAULTY = 0.3
 
 
 def bad_day() -> list[Fault]:
-    """Give 30 % of the answers a fault, each kind as often as any other; a slow answer may go wrong as well."""
+    """Return faults for 30 % of the answers, each kind equally often; a slow answer can have another fault too."""
     share = (1 - (1 - FAULTY) / (1 - SLOW)) / len(ENDINGS)
-    # Each has its dice rolled only when those before it have spared the answer.
+    # A fault is drawn only where none of the earlier ones applies.
     faults = [Fault(**kind, probability=share / (1 - number * share)) for number, kind in enumerate(ENDINGS)]
     return [Fault(kind="delay", seconds=1.5, probability=SLOW), *faults]
 
 
-def test_for_twenty_seeds_the_rows_are_those_of_a_day_without_faults(shared, home):
-    met: Counter[str] = Counter()
+def test_rows_are_the_same_with_faults_as_without_for_twenty_seeds(shared, home):
+    found: Counter[str] = Counter()
     answers = 0
     for seed in range(SEEDS):
         with Sandbox(seed=seed) as box:
             link, now = f"loan-{seed}", datetime.now(UTC)
             connection = box.connection
-            # Slower than this is a fault too.
+            # Shorter than the delay, which so becomes a fault.
             connection["extra"]["timeout"] = 1
             conf = {"link_id": link, "since": (now - timedelta(minutes=1)).isoformat()}
             box.play(Statement(link_id=link, statement_id="last month's", after=-86_400 * 30))
             box.play(Statement(link_id=link, statement_id="", progress="failed", after=-5))
-            # Every other customer is there already, so that the first look is put to the test as well.
+            # Every other statement is completed already, so that first pokes meet faults too.
             box.play(Statement(link_id=link, after=0.4 if seed % 2 else -2))
             for fault in bad_day():
                 box.fault(fault)
             faulty = shared.run(WAIT, connection, conf)
             day = [f"{request.call}: {request.status} {'+'.join(request.faults)}" for request in box.requests]
             answers += len(day)
-            met.update(fault for request in box.requests for fault in request.faults)
+            found.update(fault for request in box.requests for fault in request.faults)
             story = f"seed {seed}, {faulty.seconds:.1f} s: {', '.join(day)}"
             print(story)
 
@@ -67,6 +67,6 @@ def test_for_twenty_seeds_the_rows_are_those_of_a_day_without_faults(shared, hom
         assert (row["link_id"], row["progress"]) == (link, "completed")
         assert row["statement_id"] != "last month's"
         assert home.xcoms(WAIT, faulty.run_id) == expected, story
-    print(f"{answers} answers, and the faults in them: {dict(met)}")
-    assert sum(met.values()) >= 0.2 * answers
-    assert len(met) >= 5
+    print(f"{answers} answers, and the faults in them: {dict(found)}")
+    assert sum(found.values()) >= 0.2 * answers
+    assert len(found) >= 5

@@ -1,4 +1,4 @@
-"""The example DAGs, as people run them: ``airflow dags test``, deferred, against a BankConnect over TLS."""
+"""The example DAGs with ``airflow dags test``, deferred, against the sandbox over TLS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.system
 ROW = ["statement_id", "entity_id", "link_id", "progress", "reason", "date_time"]
 
 
-def test_the_endpoint_is_registered_once_and_in_the_mode_that_hears_of_pdfs_too(shared, home, box):
+def test_endpoint_is_registered_once_in_the_mode_that_sends_webhooks_for_pdfs_too(shared, home, box):
     run = shared.run(REGISTER, box.connection, {"webhook_url": box.inbox_url, "allow_private_host": True})
 
     assert run.state == "success"
@@ -26,7 +26,7 @@ def test_the_endpoint_is_registered_once_and_in_the_mode_that_hears_of_pdfs_too(
     assert home.xcoms(REGISTER) == {}
 
 
-def test_the_gate_opens_on_the_statement_that_follows_a_failed_login_and_the_work_behind_it_is_done(new_home, box):
+def test_gate_passes_on_the_statement_after_a_failed_login_and_the_next_task_runs(new_home, box):
     home = new_home()
     home.add_example(WAIT, QUICK)
     link = "loan 4711/März & co?"
@@ -35,10 +35,12 @@ def test_the_gate_opens_on_the_statement_that_follows_a_failed_login_and_the_wor
     conf = json.dumps({"link_id": link, "since": since.isoformat()})
 
     with home.job("dags", "test", WAIT, "--conf", conf, connection=box.connection) as job:
-        job.until(lambda: box.calls("webhook_payloads"))
+        # The second poke is the first of the deferred wait.
+        job.until(lambda: len(box.calls("webhook_payloads")) >= 2)
+        earliest = datetime.now(UTC)
         box.play(Statement(link_id=link, entity_id="customer", statement_id="", progress="failed", after=1))
         box.play(Statement(link_id=link, entity_id="customer", statement_id="this-month", after=2.5, transactions=17))
-        due = datetime.now(UTC) + timedelta(seconds=2.5)
+        latest = datetime.now(UTC)
         assert job.finish() == 0, job.output[-4000:]
 
     assert home.state_of(WAIT) == "success"
@@ -46,7 +48,8 @@ def test_the_gate_opens_on_the_statement_that_follows_a_failed_login_and_the_wor
     [row] = pushed.pop(("wait_for_statement", "return_value"))
     assert list(row) == ROW
     written = datetime.fromisoformat(row.pop("date_time"))
-    assert abs(written - due) < timedelta(seconds=2)
+    # BankConnect's times have whole seconds.
+    assert earliest + timedelta(seconds=1.5) <= written <= latest + timedelta(seconds=3.5)
     assert written.utcoffset() == timedelta(0)
     assert row == {
         "statement_id": "this-month",
@@ -55,7 +58,7 @@ def test_the_gate_opens_on_the_statement_that_follows_a_failed_login_and_the_wor
         "progress": "completed",
         "reason": "",
     }
-    # Two statements of one customer: the work is done on all that the vendor has, and nothing but counts is kept.
+    # The customer has two statements: the task reads the transactions of both, and only counts become XCom.
     transactions = box.transaction_count("customer")
     assert transactions > 17
     assert pushed == {
@@ -64,18 +67,18 @@ def test_the_gate_opens_on_the_statement_that_follows_a_failed_login_and_the_wor
         ("summarise_transactions", "transactions"): transactions,
     }
 
-    looks = box.calls("webhook_payloads")
-    assert {look.query["link_id"] for look in looks} == {link}
-    assert len(looks) >= 3
-    # One connection for the first look, on the worker; one for all the looks of the deferred wait.
-    assert len({look.connection for look in looks}) == 2
-    assert len({look.connection for look in looks[1:]}) == 1
-    assert min(later.at - earlier.at for earlier, later in pairwise(looks)) >= 0.95
+    pokes = box.calls("webhook_payloads")
+    assert {poke.query["link_id"] for poke in pokes} == {link}
+    assert len(pokes) >= 3
+    # The first poke, on the worker, has one connection; all pokes of the deferred wait share another one.
+    assert len({poke.connection for poke in pokes}) == 2
+    assert len({poke.connection for poke in pokes[1:]}) == 1
+    assert min(later.at - earlier.at for earlier, later in pairwise(pokes)) >= 0.95
     assert len(box.calls("transactions")) == 1
     assert find_leaks(home, {"api_key": box.api_key, "server_hash": box.server_hash}) == set()
 
 
-def test_wrong_keys_are_sent_exactly_once_in_each_try_and_told_to_nobody(shared, box):
+def test_wrong_keys_are_sent_once_in_each_try_and_are_not_in_the_log(shared, box):
     wrong = {"api_key": "wrong-api-key-4b0c", "server_hash": "wrong-server-hash-77e1"}
     connection = box.connection
     connection["password"], connection["extra"]["api_key"] = wrong["server_hash"], wrong["api_key"]
@@ -95,18 +98,18 @@ def test_wrong_keys_are_sent_exactly_once_in_each_try_and_told_to_nobody(shared,
 
 
 @pytest.mark.parametrize(
-    ("dag_id", "begins", "requests"),
+    ("dag_id", "before"),
     [
-        pytest.param(WAIT, "before the first look", 1, id="deferred, from the first look on"),
-        pytest.param(WAIT, "after it", 2, id="deferred, from the second look on"),
-        pytest.param("in_poke_mode", "after it", 2, id="poke mode, from the second look on"),
+        pytest.param(WAIT, [], id="deferred, at the first poke"),
+        pytest.param(WAIT, [200], id="deferred, at a later poke"),
+        pytest.param("in_poke_mode", [200], id="poke mode, at a later poke"),
     ],
 )
-def test_403_for_ever_ends_the_wait_as_an_auth_error_at_the_first_one(shared, box, dag_id, begins, requests):
+def test_first_403_ends_the_wait_with_an_auth_error(shared, box, dag_id, before):
     refused = Fault(kind="status", status=403)
-    if begins == "before the first look":
+    if not before:
         box.fault(refused)
-    before = len(shared.output)
+    start = len(shared.output)
 
     shared.start(dag_id, box.connection, {"link_id": "loan-403", "since": datetime.now(UTC).isoformat()})
     shared.until(lambda: box.calls("webhook_payloads"))
@@ -115,18 +118,20 @@ def test_403_for_ever_ends_the_wait_as_an_auth_error_at_the_first_one(shared, bo
     run = shared.result()
 
     assert (run.state, run.tasks["wait_for_statement"]) == ("failed", "failed")
-    assert "BankConnectAuthError: webhook_payloads: HTTP 403" in shared.output[before:]
-    assert [request.status for request in box.requests] == [200, 403][-requests:]
+    assert "BankConnectAuthError: webhook_payloads: HTTP 403" in shared.output[start:]
+    *earlier, last = [request.status for request in box.requests]
+    # A slow machine may poke again before the fault is set.
+    assert (set(earlier), last) == (set(before), 403)
     assert all(later.at - earlier.at >= 0.95 for earlier, later in pairwise(box.requests))
 
 
-def test_several_deferred_waits_of_one_run_each_have_a_loop_of_their_own(shared, home, box):
+def test_deferred_waits_of_one_run_work_each_in_its_own_event_loop(shared, home, box):
     links = ["loan-first", "loan-second"]
     before = len(shared.output)
 
     shared.start("two_waits", box.connection, {"links": links})
     for number, link in enumerate(links):
-        shared.until(lambda link=link: any(look.query["link_id"] == link for look in box.calls("webhook_payloads")))
+        shared.until(lambda link=link: any(poke.query["link_id"] == link for poke in box.calls("webhook_payloads")))
         ids = {"entity_id": f"customer-{number}", "statement_id": f"statement-{number}"}
         box.play(Statement(link_id=link, **ids, after=0.5, later={"identity": 1.5}))
     run = shared.result()

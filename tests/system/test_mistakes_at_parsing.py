@@ -1,4 +1,4 @@
-"""A DAG with a typo never runs: Airflow's list of import errors names the argument."""
+"""An invalid argument is an import error of the DAG that names the argument."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with DAG(dag_id={name!r}, schedule=None, start_date=pendulum.datetime(2026, 1, 1
 PAYLOADS = 'BankConnectWebhookPayloadSensor(task_id="wait", link_id="{{{{ params.link_id }}}}", {})'
 PROGRESS = 'BankConnectProgressSensor(task_id="wait", entity_id="{{{{ params.entity_id }}}}", {})'
 ENDPOINT = 'BankConnectUpdateWebhookOperator(task_id="register", {})'
-# The task, and the words of the error.
+# The task, and words in the error.
 MISTAKES = {
     "on_failed": (PAYLOADS.format('on_failed="explode"'), ["on_failed", "'explode'", "fail", "skip", "wait", "pass"]),
     "expected_statements": (PAYLOADS.format("expected_statements=0"), ["expected_statements", "0"]),
@@ -44,7 +44,7 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def greeting(new_home):
-    """What Airflow's own DagBag says of the folder."""
+    """What Airflow's DagBag reports about the folder."""
     home = new_home()
     for name, task in ({name: task for name, (task, _) in MISTAKES.items()} | GOOD).items():
         home.add(name, DAG.format(name=name, task=task))
@@ -53,7 +53,7 @@ def greeting(new_home):
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_an_import_error_that_names_the_argument_and_what_is_allowed(greeting, name):
+def test_invalid_argument_is_an_import_error_that_names_the_argument_and_the_allowed_values(greeting, name):
     said = greeting["import_errors"][str(greeting["folder"] / f"{name}.py")]
     last = said.strip().splitlines()[-1]
     assert last.startswith("ValueError: ")
@@ -61,5 +61,5 @@ def test_a_mistake_is_an_import_error_that_names_the_argument_and_what_is_allowe
         assert word in last
 
 
-def test_what_is_right_and_what_only_a_run_knows_is_let_through(greeting):
+def test_valid_and_templated_arguments_are_accepted(greeting):
     assert greeting["dag_ids"] == sorted(GOOD)

@@ -1,4 +1,4 @@
-"""The protocol as values: every call driven by answers, every answer read or refused."""
+"""Calls driven by answers, without I/O: each answer is read or refused."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def answer(body, status=200):
 
 
 def answer_with(call, *bodies):
-    """Drive a call: what it sent, and what it came to."""
+    """Drive a call; return its requests and its result."""
     sent = []
     step = api.advance(call)
     for body in bodies:
         assert isinstance(step, Request)
         sent.append(step)
         step = api.advance(call, answer(body))
-    assert isinstance(step, Result), f"still asking for {step}"
+    assert isinstance(step, Result), f"another request: {step}"
     return sent, step.value
 
 
@@ -80,7 +80,7 @@ def first_request(call):
 
 
 def refusal(call, *bodies):
-    """Drive a call to the error that its last answer is."""
+    """Drive a call to the error of its last answer."""
     with pytest.raises(BankConnectError) as caught:
         answer_with(call, *bodies)
     return caught.value
@@ -96,7 +96,7 @@ def payloads_of(*rows, zone=UTC):
 @pytest.mark.parametrize(
     ("mode", "sent_mode"), [(WebhookMode.NET_BANKING, 0), (1, 1), ("NET_BANKING_AND_MANUAL", 1), ("0", 0)]
 )
-def test_an_update_always_sends_the_mode(mode, sent_mode):
+def test_update_always_sends_the_mode(mode, sent_mode):
     sent, value = answer_with(api.update_webhook("https://example.com/hook?x=1", mode), b"")
     body = {"webhook_url": "https://example.com/hook?x=1", "webhook_mode": sent_mode}
     assert sent == [Request("update_webhook", "POST", "entity/update_webhook/", body)]
@@ -104,7 +104,7 @@ def test_an_update_always_sends_the_mode(mode, sent_mode):
     assert value is None
 
 
-def test_an_update_is_not_sent_to_a_private_endpoint_unless_that_is_allowed():
+def test_update_refuses_a_private_endpoint_unless_it_is_allowed():
     with pytest.raises(ValueError, match=r"^webhook_url"):
         next(api.update_webhook("https://10.0.0.1/", 0))
     assert next(api.update_webhook("https://10.0.0.1/", 0, allow_private_host=True)).json == {
@@ -113,12 +113,12 @@ def test_an_update_is_not_sent_to_a_private_endpoint_unless_that_is_allowed():
     }
 
 
-def test_an_update_in_an_unknown_mode_is_not_sent():
+def test_update_refuses_an_unknown_mode():
     with pytest.raises(ValueError, match=r"^webhook_mode"):
         next(api.update_webhook("https://example.com/", 2))
 
 
-def test_a_request_does_not_show_its_body():
+def test_repr_of_a_request_has_no_body():
     """The endpoint's URL may carry a token."""
     assert repr(next(api.update_webhook("https://example.com/t0ken", 1))) == (
         "Request(call='update_webhook', method='POST', path='entity/update_webhook/')"
@@ -128,7 +128,7 @@ def test_a_request_does_not_show_its_body():
 # get_webhook_payloads
 
 
-def test_the_payloads_of_a_link_are_asked_for_and_read():
+def test_payloads_of_a_link_are_read():
     sent, value = answer_with(api.get_webhook_payloads("L", UTC), {"payloads": [ROW]})
     assert sent == [Request("webhook_payloads", "GET", "entity/webhook_payloads/?link_id=L")]
     assert value == [
@@ -143,73 +143,73 @@ def test_the_payloads_of_a_link_are_asked_for_and_read():
     ]
 
 
-def test_an_empty_history_is_read_as_no_rows():
+def test_empty_history_is_read_as_no_rows():
     assert payloads_of() == []
 
 
-def test_payloads_come_newest_first_whatever_order_came():
+def test_payloads_are_sorted_newest_first():
     times = [f"2020-03-0{day} 00:00:00" for day in (2, 3, 1)]
     read = payloads_of(*({**ROW, "date_time": time} for time in times))
     assert [row.date_time.day for row in read] == [3, 2, 1]
 
 
-def test_payloads_of_the_same_second_keep_the_order_in_which_they_came():
+def test_payloads_of_the_same_second_keep_their_order():
     read = payloads_of(*({**ROW, "statement_id": name} for name in ("b", "c", "a")))
     assert [row.statement_id for row in read] == ["b", "c", "a"]
 
 
-def test_the_vendors_times_are_of_the_connections_zone():
+def test_times_are_read_in_the_connections_zone():
     (row,) = payloads_of(ROW, zone=KOLKATA)
     assert row.date_time == datetime(2020, 3, 6, 7, 16, 33, tzinfo=UTC)
     assert row.date_time.tzinfo is UTC
 
 
-def test_a_payload_can_be_made_with_a_time_of_any_zone():
+def test_payload_takes_a_datetime_of_any_zone():
     made = WebhookPayload(**{**ROW, "date_time": datetime(2020, 3, 6, 18, 16, 33, tzinfo=KOLKATA)})
     assert made == payloads_of(ROW)[0]
     assert made.date_time.tzinfo is UTC
 
 
-def test_a_payload_made_with_a_text_has_a_time_in_utc():
+def test_payload_takes_text_as_a_time_in_utc():
     assert WebhookPayload(**ROW) == payloads_of(ROW)[0]
 
 
-def test_a_payload_with_a_naive_datetime_is_refused():
+def test_payload_refuses_a_naive_datetime():
     with pytest.raises(ValueError, match="must be YYYY-MM-DD HH:MM:SS"):
         WebhookPayload(**{**ROW, "date_time": datetime(2020, 3, 6)})  # noqa: DTZ001 - naive is the case
 
 
-def test_nothing_is_taken_for_text_that_is_none():
+def test_bytes_are_not_taken_for_text():
     with pytest.raises(ValueError, match=r"progress"):
         WebhookPayload(**{**ROW, "progress": b"completed"})
 
 
-def test_a_payload_cannot_be_changed():
+def test_payload_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         payloads_of(ROW)[0].progress = "failed"
 
 
-def test_unknown_fields_are_no_matter():
+def test_unknown_fields_are_ignored():
     body = {"payloads": [{**ROW, "event_name": "x", "more": {"deep": [1]}}], "next": None}
     assert answer_with(api.get_webhook_payloads("L", UTC), body)[1] == payloads_of(ROW)
 
 
-def test_a_payload_of_a_manual_upload_may_have_no_link():
+def test_payload_of_a_manual_upload_may_have_no_link():
     assert payloads_of({**ROW, "link_id": None})[0].link_id is None
 
 
 @pytest.mark.parametrize("blank", [None, "", " ", "\t\n"], ids=repr)
-def test_a_null_or_blank_statement_is_none(blank):
-    """Blank is how the vendor says that there was no upload; with spaces in it it must not count as a statement."""
+def test_null_or_blank_statement_id_is_read_as_empty(blank):
+    """A blank id means that there was no upload; with spaces in it, it must not count as a statement."""
     assert payloads_of({**ROW, "statement_id": blank})[0].statement_id == ""
 
 
 @pytest.mark.parametrize("blank", [None, "", " "], ids=repr)
-def test_a_null_or_blank_reason_is_none(blank):
+def test_null_or_blank_reason_is_read_as_empty(blank):
     assert payloads_of({**ROW, "reason": blank})[0].reason == ""
 
 
-def test_texts_arrive_as_they_are():
+def test_texts_are_kept_unchanged():
     odd = {**ROW, "statement_id": " s 1 ", "progress": " Done\n", "reason": " Wrong password\u202e ", "link_id": " "}
     read = payloads_of(odd)[0]
     assert {name: getattr(read, name) for name in ("statement_id", "progress", "reason", "link_id")} == {
@@ -287,7 +287,7 @@ EXPECTED = "webhook_payloads: HTTP 200, but not the documented JSON (with payloa
         (b'{"payloads": NaN}', "payloads: Input should be a valid array"),
     ],
 )
-def test_a_history_that_is_not_as_documented_is_refused_with_what_was_expected(body, problem):
+def test_undocumented_history_is_refused_with_the_expected_fields(body, problem):
     error = refusal(api.get_webhook_payloads("L", UTC), body)
     assert type(error) is BankConnectResponseError
     assert str(error) == EXPECTED + problem
@@ -319,8 +319,8 @@ def test_a_history_that_is_not_as_documented_is_refused_with_what_was_expected(b
         ),
     ],
 )
-def test_of_many_bad_rows_the_first_is_told(ask, body, problems):
-    """Each of them, told, was two gigabytes for a megabyte of rows."""
+def test_error_of_many_bad_rows_names_only_the_first(ask, body, problems):
+    """The errors of a megabyte of bad rows took two gigabytes."""
     assert str(refusal(ask(), body)).endswith(f"): {problems}")
 
 
@@ -330,16 +330,16 @@ def test_of_many_bad_rows_the_first_is_told(ask, body, problems):
         b'{"payloads": "\xff\xfe"}',
         b"\xff\xfe{\x00}\x00",
         b'{"payloads": "\\ud800"}',
-        b"[" * 100_000,
-        b'{"payloads": ' + b"[" * 5000 + b"]" * 5000 + b"}",
-        b'{"payloads": [], "x": ' + b'{"x":' * 5000 + b"1" + b"}" * 5001,
-        b'{"payloads": ' + b"9" * 10_000 + b"}",
+        b"[" * 300,
+        b'{"payloads": ' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"payloads": [], "x": ' + b'{"x":' * 300 + b"1" + b"}" * 301,
+        b'{"payloads": ' + b"9" * 5000 + b"}",
         b'{"payloads": []} {}',
         b"\x00",
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_a_broken_answer_is_an_error_of_ours_and_nothing_else(body):
+def test_broken_answer_is_a_response_error(body):
     assert str(refusal(api.get_webhook_payloads("L", UTC), body)).startswith(EXPECTED)
 
 
@@ -348,13 +348,13 @@ COSTLY = (
 )
 
 
-# Beside what is in the document itself: an object, a list and a comma. In a text it counts as well.
+# The document has an object, a list and a comma more. Characters in a string count as well.
 @pytest.mark.parametrize(
     ("most", "one_more"), [("[" * 249_998, "["), ("{" * 249_998, "{"), ("[{" * 124_999, "["), ("," * 3_999_999, ",")],
     ids=["lists", "objects", "both", "values"],
 )  # fmt: skip
-def test_an_answer_that_reading_would_blow_up_is_not_read(most, one_more):
-    """64 MiB of nested lists took ten gigabytes, and the process with them."""
+def test_answer_with_too_many_values_is_not_read(most, one_more):
+    """64 MiB of lists took ten gigabytes."""
     assert answer_with(api.get_webhook_payloads("L", UTC), {"payloads": [], "x": most})[1] == []
     error = refusal(api.get_webhook_payloads("L", UTC), {"payloads": [], "x": most + one_more})
     assert type(error) is BankConnectResponseError
@@ -364,7 +364,7 @@ def test_an_answer_that_reading_would_blow_up_is_not_read(most, one_more):
 
 
 @pytest.mark.parametrize("time", ["0001-01-01 00:00:00", "9999-12-31 23:59:59"])
-def test_a_time_at_the_end_of_the_calendar_is_refused_where_the_zone_pushes_it_over(time):
+def test_time_that_its_zone_moves_beyond_the_calendar_is_refused(time):
     body = {"payloads": [{**ROW, "date_time": time}]}
     zone = timezone(timedelta(hours=14 if time < "1" else -12))
     assert "date_time" in str(refusal(api.get_webhook_payloads("L", zone), body))
@@ -374,7 +374,7 @@ def test_a_time_at_the_end_of_the_calendar_is_refused_where_the_zone_pushes_it_o
 @given(
     st.binary(max_size=40) | st.text().map(str.encode) | st.text('{}[]":,payloads \\u0123', max_size=40).map(str.encode)
 )
-def test_no_bytes_whatever_make_anything_but_rows_or_an_error_of_ours(body):
+def test_random_bytes_are_a_response_error(body):
     for call in (
         api.get_webhook_payloads("L", UTC),
         api.get_progress("e"),
@@ -389,22 +389,22 @@ def test_no_bytes_whatever_make_anything_but_rows_or_an_error_of_ours(body):
 # get_progress
 
 
-def test_the_progress_of_an_analysis_is_asked_for_and_read():
+def test_progress_of_an_analysis_is_read():
     sent, value = answer_with(api.get_progress("e1", "salary"), {"entity_id": "e1", "progress": [DONE]})
     assert sent == [Request("salary", "GET", "entity/e1/salary/")]
     assert value == [StatementProgress(statement_id="s1", status="completed", source="online", message=None)]
 
 
-def test_the_progress_is_that_of_the_transactions_unless_another_is_named():
+def test_progress_is_that_of_the_transactions_by_default():
     assert next(api.get_progress("e1")).path == "entity/e1/transactions/"
 
 
 @pytest.mark.parametrize("analysis", api.ANALYSES)
-def test_each_analysis_has_its_own_place(analysis):
+def test_each_analysis_has_its_own_path(analysis):
     assert next(api.get_progress("e1", analysis)).path == f"entity/e1/{analysis}/"
 
 
-def test_the_analyses_are_the_vendors():
+def test_analyses_are_those_of_bankconnect():
     assert api.ANALYSES == (
         "transactions",
         "accounts",
@@ -416,7 +416,7 @@ def test_the_analyses_are_the_vendors():
 
 
 @pytest.mark.parametrize("analysis", ["", "Salary", "../transactions", None, 1, ["salary"]], ids=repr)
-def test_another_analysis_is_refused_with_the_allowed_ones(analysis):
+def test_unknown_analysis_is_refused_with_the_allowed_ones(analysis):
     with pytest.raises(ValueError, match=r"^analysis") as caught:
         next(api.get_progress("e1", analysis))
     assert str(caught.value) == (
@@ -425,22 +425,22 @@ def test_another_analysis_is_refused_with_the_allowed_ones(analysis):
     )
 
 
-def test_a_progress_without_its_optional_fields_and_entity_is_read():
+def test_progress_without_optional_fields_is_read():
     body = {"progress": [{"statement_id": "s1", "status": None}]}
     assert answer_with(api.get_progress("e1"), body)[1] == [
         StatementProgress(statement_id="s1", status=None, source=None, message=None)
     ]
 
 
-def test_an_empty_progress_is_read_as_no_items():
+def test_empty_progress_is_read_as_no_items():
     assert answer_with(api.get_progress("e1"), {"entity_id": None, "progress": []})[1] == []
 
 
 @pytest.mark.parametrize("ask", [api.get_progress, api.get_transactions])
-def test_an_answer_about_another_entity_is_refused(ask):
+def test_answer_about_another_entity_is_refused(ask):
     error = refusal(ask("e1"), {"entity_id": "e2", "progress": [DONE]})
     assert type(error) is BankConnectResponseError
-    assert str(error) == "transactions: HTTP 200, but the answer is about another entity than was asked for"
+    assert str(error) == "transactions: HTTP 200, but the answer is about another entity"
     assert error.status == 200
 
 
@@ -463,7 +463,7 @@ def test_an_answer_about_another_entity_is_refused(ask):
     ],
 )
 @pytest.mark.parametrize("ask", [api.get_progress, api.get_transactions])
-def test_an_analysis_that_is_not_as_documented_is_refused_with_what_was_expected(ask, body, problem):
+def test_undocumented_analysis_is_refused_with_the_expected_fields(ask, body, problem):
     error = refusal(ask("e1"), body)
     assert type(error) is BankConnectResponseError
     assert str(error) == (f"transactions: HTTP 200, but not the documented JSON (with entity_id, progress): {problem}")
@@ -472,7 +472,7 @@ def test_an_analysis_that_is_not_as_documented_is_refused_with_what_was_expected
 # get_transactions
 
 
-def test_the_vendors_whole_answer_is_kept():
+def test_transactions_return_the_whole_answer():
     whole = {
         "entity_id": "e1",
         "progress": [DONE, {"statement_id": "s2", "status": "Failed"}],
@@ -486,12 +486,12 @@ def test_the_vendors_whole_answer_is_kept():
     assert value == whole
 
 
-def test_the_transactions_of_one_account_are_asked_for():
+def test_transactions_of_one_account_are_requested():
     assert next(api.get_transactions("e/1", "a&b/c d")).path == "entity/e%2F1/transactions/?account_id=a%26b%2Fc%20d"
 
 
-@pytest.mark.parametrize("account_id", ["", " ", "None", 5])
-def test_an_account_that_cannot_be_meant_is_refused(account_id):
+@pytest.mark.parametrize("account_id", ["", " ", "None", 5.0, ["a"]])
+def test_invalid_account_id_is_refused(account_id):
     with pytest.raises(ValueError, match=r"^account_id must"):
         next(api.get_transactions("e1", account_id))
 
@@ -508,7 +508,7 @@ def test_an_account_that_cannot_be_meant_is_refused(account_id):
         ),
     ],
 )
-def test_nobody_reads_half_a_customer(progress, said):
+def test_transactions_are_refused_while_statements_are_in_progress(progress, said):
     error = refusal(api.get_transactions("e1"), {"entity_id": "e1", "progress": progress, "transactions": [1]})
     assert type(error) is BankConnectNotReadyError
     assert str(error) == f"transactions: HTTP 200: {said}; wait for them with a sensor first"
@@ -516,19 +516,19 @@ def test_nobody_reads_half_a_customer(progress, said):
 
 
 @pytest.mark.parametrize("status", ["completed", "COMPLETED", "failed", "Failed"])
-def test_what_is_done_may_be_read_in_any_letter_case(status):
+def test_finished_statements_may_be_in_any_letter_case(status):
     whole = {"progress": [{**DONE, "status": status}]}
     assert answer_with(api.get_transactions("e1"), whole)[1] == whole
 
 
 @pytest.mark.parametrize("amount", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1" + b"0" * 310 + b".0"])
-def test_an_amount_that_is_no_number_is_refused(amount):
+def test_amount_that_is_no_finite_number_is_refused(amount):
     body = (
         b'{"progress": [{"statement_id": "s", "status": "completed"}], "transactions": [{"amount": ' + amount + b"}]}"
     )
     error = refusal(api.get_transactions("e1"), body)
     assert type(error) is BankConnectResponseError
-    assert str(error) == "transactions: HTTP 200, but not JSON: NaN, Infinity or what is too large is no number"
+    assert str(error) == "transactions: HTTP 200, but not JSON: it has NaN, Infinity or too large a number"
     assert error.status == 200
     assert error.__suppress_context__
 
@@ -545,7 +545,7 @@ def page(*ids, link="L", more=False):
     }
 
 
-def test_the_entities_of_a_link_come_from_all_pages_once_each_in_the_vendors_order():
+def test_entities_of_all_pages_are_returned_once_each_in_order():
     sent, value = answer_with(
         api.get_entities("a b/c"),
         page("e2", "e1", link="a b/c", more=True),
@@ -556,13 +556,13 @@ def test_the_entities_of_a_link_come_from_all_pages_once_each_in_the_vendors_ord
     assert value == ["e2", "e1", "e3", "e0"]
 
 
-def test_a_link_without_entities_has_none():
+def test_link_without_entities_has_none():
     assert answer_with(api.get_entities("L"), page())[1] == []
 
 
 @pytest.mark.parametrize("other", ["M", "l", "L ", "", None], ids=repr)
 def test_entities_of_another_link_are_left_out(other):
-    """Whether the vendor honours the filter is its affair: nobody reads a stranger's account."""
+    """BankConnect filters by link; an answer that is not filtered must not lead to another customer."""
     both = page("e1")
     both["results"] += page("e2", link=other)["results"]
     assert answer_with(api.get_entities("L"), both)[1] == ["e1"]
@@ -571,7 +571,7 @@ def test_entities_of_another_link_are_left_out(other):
 ENDLESS = "entities: HTTP 200, but still a next page after 1000, or 64 MiB of them"
 
 
-def test_pages_without_end_are_an_error():
+def test_too_many_pages_are_an_error():
     call = api.get_entities("L")
     step = api.advance(call)
     for _ in range(api.MAX_PAGES - 1):
@@ -583,8 +583,8 @@ def test_pages_without_end_are_an_error():
     assert caught.value.status == 200
 
 
-def test_all_pages_together_are_no_larger_than_one_answer_may_be(monkeypatch):
-    """A thousand of them, each as large as one may be, would be kept in memory."""
+def test_size_limit_holds_for_all_pages_together(monkeypatch):
+    """All pages are kept in memory."""
     monkeypatch.setattr(api, "MAX_ANSWER_BYTES", 2**20)
     half = json.dumps(page("e1", more=True)).encode().ljust(2**19)
     rest = json.dumps(page("e2")).encode().ljust(2**19)
@@ -604,12 +604,12 @@ def test_all_pages_together_are_no_larger_than_one_answer_may_be(monkeypatch):
         (page(""), "results.0.entity_id: Value error, must not be blank"),
     ],
 )
-def test_a_page_that_is_not_as_documented_is_refused_with_what_was_expected(body, problem):
+def test_undocumented_page_is_refused_with_the_expected_fields(body, problem):
     error = refusal(api.get_entities("L"), body)
     assert str(error) == f"entities: HTTP 200, but not the documented JSON (with next, results): {problem}"
 
 
-def test_a_bad_second_page_is_an_error_and_not_half_an_answer():
+def test_bad_second_page_is_an_error():
     assert isinstance(refusal(api.get_entities("L"), page("e1", more=True), []), BankConnectResponseError)
 
 
@@ -624,13 +624,13 @@ def status_error(status, retry_after=None, body=b"BODY", received_at=NOW):
     return caught.value
 
 
-def test_a_200_is_passed_on():
+def test_status_200_is_returned():
     given = Answer(200, b"x")
     assert check_status(ASKED, given) is given
 
 
 @pytest.mark.parametrize("encoding", [None, "", " ", "identity", " Identity "])
-def test_an_answer_that_is_not_compressed_is_passed_on(encoding):
+def test_uncompressed_answer_is_returned(encoding):
     given = Answer(200, b"x", encoding=encoding)
     assert check_status(ASKED, given) is given
 
@@ -638,8 +638,8 @@ def test_an_answer_that_is_not_compressed_is_passed_on(encoding):
 @pytest.mark.parametrize(
     "encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "gzip, gzip", "S3cret"]
 )
-def test_an_answer_that_is_compressed_is_refused(encoding):
-    """Nobody asked for that, and nobody knows what it would grow to."""
+def test_compressed_answer_is_refused(encoding):
+    """Its size after decompression is unknown."""
     with pytest.raises(BankConnectResponseError) as caught:
         check_status(ASKED, Answer(200, b"x", encoding=encoding))
     assert str(caught.value) == (
@@ -648,14 +648,14 @@ def test_an_answer_that_is_compressed_is_refused(encoding):
     assert caught.value.status == 200
 
 
-def test_an_error_is_the_same_whether_it_is_compressed_or_not():
+def test_compressed_error_is_its_status():
     with pytest.raises(BankConnectServerError):
         check_status(ASKED, Answer(503, b"x", encoding="gzip"))
 
 
 KEYS = "some_call: HTTP {}: BankConnect refuses these keys. Check API Key and Server Hash of the connection"
 REDIRECT = (
-    "some_call: HTTP {}: a redirect, which is never followed, for the keys would go along. Check the connection's host"
+    "some_call: HTTP {}: a redirect, which is never followed: the keys would go with it. Check the connection's host"
 )
 
 
@@ -676,7 +676,7 @@ REDIRECT = (
         ),
     ],
 )
-def test_each_status_is_its_error(status, kind, message):
+def test_each_status_has_its_error(status, kind, message):
     error = status_error(status)
     assert type(error) is kind
     assert str(error) == message.format(status)
@@ -686,12 +686,12 @@ def test_each_status_is_its_error(status, kind, message):
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (429, "some_call: HTTP 429: too many calls (it asks to wait 120 s)"),
-        (503, "some_call: HTTP 503: BankConnect failed (it asks to wait 120 s)"),
+        (429, "some_call: HTTP 429: too many calls (Retry-After: 120 s)"),
+        (503, "some_call: HTTP 503: BankConnect failed (Retry-After: 120 s)"),
     ],
 )
 @pytest.mark.parametrize("header", ["120", format_datetime(NOW + timedelta(seconds=120), usegmt=True)])
-def test_what_the_vendor_asks_for_comes_with_the_error(status, message, header):
+def test_error_has_the_retry_after(status, message, header):
     error = status_error(status, header)
     assert error.retry_after == 120.0
     assert str(error) == message
@@ -699,7 +699,7 @@ def test_what_the_vendor_asks_for_comes_with_the_error(status, message, header):
 
 @pytest.mark.parametrize("status", [429, 500])
 @pytest.mark.parametrize("header", [None, "", "soon", "0"])
-def test_without_a_readable_retry_after_there_is_none(status, header):
+def test_error_has_no_unreadable_retry_after(status, header):
     error = status_error(status, header)
     assert error.retry_after is None
     assert "asks" not in str(error)
@@ -717,7 +717,7 @@ def test_without_a_readable_retry_after_there_is_none(status, header):
         ("007", 7.0),
         ("1000000001", 1e9),
         ("9" * 400, 1e9),
-        ("9" * 100_000, 1e9),
+        ("9" * 5000, 1e9),
         ("-5", None),
         ("+5", None),
         ("1.5", None),
@@ -747,7 +747,7 @@ def test_retry_after_is_read_in_both_its_forms(header, expected):
     assert retry_after_seconds(header, NOW) == (expected or None)
 
 
-def test_a_date_is_counted_from_the_time_of_the_answer():
+def test_retry_after_date_is_counted_from_the_time_of_the_answer():
     later = NOW.astimezone(KOLKATA) + timedelta(seconds=10)
     assert retry_after_seconds("Fri, 20 Nov 2026 12:00:30 GMT", later) == 20.0
 
@@ -758,7 +758,7 @@ def test_a_date_is_counted_from_the_time_of_the_answer():
     | st.text("0123456789 :,-+.MonJaGTE", max_size=40)
     | st.from_regex(r"(Mon, )?\d{1,3}[ -](Jan|Feb|Dec)[ -]\d{1,6} \d{1,3}:\d\d(:\d{1,3})? ([+-]\d{1,6}|GMT|EST|[A-Z])?")
 )
-def test_no_retry_after_whatever_is_more_than_a_wait(header):
+def test_any_retry_after_is_none_or_within_limits(header):
     seconds = retry_after_seconds(header, NOW)
     assert seconds is None or 0 < seconds <= 1e9
 
@@ -770,7 +770,7 @@ def test_no_retry_after_whatever_is_more_than_a_wait(header):
     ("failures", "ceiling"),
     [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60), (17, 60), (100, 60), (10**9, 60)],
 )
-def test_the_backoff_doubles_up_to_a_minute(failures, ceiling):
+def test_backoff_doubles_up_to_a_minute(failures, ceiling):
     assert api.backoff(failures, jitter=1.0) == ceiling
     assert api.backoff(failures, jitter=0.25) == ceiling / 4
     assert api.backoff(failures, jitter=0.0) == 0.0
@@ -780,19 +780,19 @@ def test_the_backoff_doubles_up_to_a_minute(failures, ceiling):
     ("jitter", "retry_after", "expected"),
     [(0.5, None, 4.0), (0.5, 0.0, 4.0), (0.5, 3.9, 4.0), (0.5, 4.1, 4.1), (0.0, 300.0, 300.0), (0.0, 0.5, 0.5)],
 )
-def test_the_backoff_is_never_less_than_what_the_vendor_asked_for(jitter, retry_after, expected):
+def test_backoff_is_never_less_than_the_retry_after(jitter, retry_after, expected):
     assert api.backoff(4, jitter=jitter, retry_after=retry_after) == expected
 
 
 @often
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True), st.none() | st.floats(0, 1e9))
-def test_the_backoff_stays_within_its_bounds(failures, jitter, retry_after):
+def test_backoff_stays_within_its_bounds(failures, jitter, retry_after):
     pause = api.backoff(failures, jitter=jitter, retry_after=retry_after)
     assert (retry_after or 0) <= pause <= max(60.0, 2.0 ** min(failures - 1, 6), retry_after or 0)
     assert pause <= max(60.0, retry_after or 0)
 
 
-def test_the_limits_are_those_of_the_design():
+def test_limits_are_those_of_the_design():
     assert (api.MAX_RETRIES, api.MAX_BACKOFF, api.MAX_PAGES) == (3, 60.0, 1000)
     assert (api.MAX_ANSWER_BYTES, api.MAX_ANSWER_OBJECTS, api.MAX_ANSWER_VALUES) == (64 * 2**20, 250_000, 4_000_000)
     assert api.DEFAULT_BASE_URL == "https://apis.bankconnect.finbox.in" + api.DEFAULT_PATH
@@ -816,7 +816,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_survives_pickling_with_what_it_carries(error):
+def test_error_can_be_pickled_with_its_fields(error):
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert type(copy) is type(error)
     assert str(copy) == "m"
@@ -825,13 +825,13 @@ def test_an_error_survives_pickling_with_what_it_carries(error):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_no_error_can_become_a_skip(error):
+def test_no_error_is_an_airflow_exception(error):
     """After a deferral, soft_fail turns any AirflowException into a skip."""
     assert isinstance(error, BankConnectError)
-    assert {kind.__module__ for kind in type(error).__mro__} <= {"builtins", "airflow_provider_bankconnect.api"}
+    assert {kind.__module__ for kind in type(error).__mro__} <= {"builtins", "airflow_provider_bankconnect.errors"}
 
 
-def test_what_may_pass_by_itself_says_when_to_ask_again():
+def test_transient_errors_have_a_retry_after():
     transient = {type(error) for error in ERRORS if isinstance(error, BankConnectTransientError)}
     assert transient == {
         BankConnectRateLimitError,
@@ -891,26 +891,26 @@ def test_no_error_quotes_a_body(data):
     body = data.draw(planted(whole))
     error = error_of(ask(), body)
     if error is not None:
-        told = f"{error} {error!r} {error.__cause__} {vars(error)}"
-        assert MARKER not in told
+        shown = f"{error} {error!r} {error.__cause__} {vars(error)}"
+        assert MARKER not in shown
         assert str(error).startswith(f"{next(ask()).call}: HTTP 200")
         assert error.status == 200
         assert error.__suppress_context__ or error.__context__ is None
 
 
 @pytest.mark.parametrize("status", [204, 301, 400, 401, 404, 429, 500])
-def test_no_error_of_a_status_quotes_a_body(status):
+def test_no_status_error_quotes_a_body(status):
     error = status_error(status, MARKER, MARKER.encode())
     assert MARKER not in f"{error} {error!r} {vars(error)}"
 
 
-def test_an_answer_does_not_show_its_body():
+def test_repr_of_an_answer_has_no_body():
     shown = repr(Answer(200, MARKER.encode(), None, NOW))
     assert MARKER not in shown
     assert shown.startswith("Answer(status=200, retry_after=None, received_at=")
 
 
-def test_an_answer_knows_when_it_came():
+def test_answer_has_the_time_of_its_arrival():
     before = datetime.now(UTC)
     assert before <= Answer(200, b"").received_at <= datetime.now(UTC)
 
@@ -918,7 +918,7 @@ def test_an_answer_knows_when_it_came():
 # Driving.
 
 
-def test_a_call_ends_in_a_value_that_can_cross_threads():
+def test_call_ends_with_a_result_value():
     call = api.get_webhook_payloads("L", UTC)
     assert api.advance(call) == Request("webhook_payloads", "GET", "entity/webhook_payloads/?link_id=L")
     assert api.advance(call, answer({"payloads": []})) == Result([])
@@ -931,7 +931,8 @@ def test_a_call_ends_in_a_value_that_can_cross_threads():
     ("value", "problem"),
     [
         (None, "must be text, not NoneType"),
-        (5, "must be text, not int"),
+        (True, "must be text, not bool"),
+        (5.0, "must be text, not float"),
         (b"x", "must be text, not bytes"),
         ("", "must not be blank, and is '': did its template find nothing?"),
         (" \t\n\u00a0\u2003", "must not be blank, and is ' \\t\\n\\xa0\\u2003': did its template find nothing?"),
@@ -943,7 +944,7 @@ def test_a_call_ends_in_a_value_that_can_cross_threads():
     ],
     ids=repr,
 )
-def test_an_id_that_might_ask_for_something_else_is_refused_by_name(value, problem):
+def test_invalid_id_is_refused_with_its_name(value, problem):
     with pytest.raises(ValueError, match=r"^which_id") as caught:
         check_id("which_id", value)
     assert str(caught.value) == f"which_id {problem}"
@@ -951,8 +952,40 @@ def test_an_id_that_might_ask_for_something_else_is_refused_by_name(value, probl
 
 
 @pytest.mark.parametrize("value", ["x", "none", "NONE", "None1", "...", " . ", "0", "null", "a/b", "\u200b", "😀"])
-def test_another_id_is_taken_as_it_is(value):
+def test_valid_id_is_returned_unchanged(value):
     assert check_id("which_id", value) == value
+
+
+@pytest.mark.parametrize(("value", "text"), [(4711, "4711"), (0, "0"), (-1, "-1"), (10**30, "1" + "0" * 30)])
+def test_whole_number_is_returned_as_text(value, text):
+    """Many loan numbers are numbers, also in a run's conf."""
+    assert check_id("which_id", value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(["a", "b", "c"], "a list of 3"), (("a",), "a tuple of 1"), ({1, 2}, "a set of 2"), ([], "a list of 0")],
+    ids=repr,
+)
+def test_several_ids_in_place_of_one_are_refused_with_a_hint_at_expand(value, shown):
+    with pytest.raises(ValueError, match=r"^link_id") as caught:
+        check_id("link_id", value)
+    assert str(caught.value) == (
+        f"link_id must be one id, not {shown}: for a task for each of them use .partial(...).expand(link_id=[...])"
+    )
+
+
+def test_calls_send_a_whole_number_as_its_text():
+    assert first_request(api.get_webhook_payloads(4711, UTC)).path == "entity/webhook_payloads/?link_id=4711"
+    assert first_request(api.get_progress(7)).path == "entity/7/transactions/"
+    assert first_request(api.get_transactions(7, 8)).path == "entity/7/transactions/?account_id=8"
+
+
+def test_answers_for_a_whole_number_are_compared_with_its_text():
+    assert answer_with(api.get_entities(4711), page("e1", link="4711"))[1] == ["e1"]
+    body = {"entity_id": "7", "progress": [DONE]}
+    assert len(answer_with(api.get_progress(7), body)[1]) == 1
+    assert answer_with(api.get_transactions(7), body)[1] == body
 
 
 @pytest.mark.parametrize(
@@ -965,9 +998,9 @@ def test_another_id_is_taken_as_it_is(value):
         ("account_id", lambda value: api.get_transactions("e1", value)),
     ],
 )
-@pytest.mark.parametrize("value", ["", " ", "None", "..", "\udfff"], ids=repr)
-def test_no_call_is_sent_with_an_id_that_cannot_be_meant(name, ask, value):
-    """For a blank link the vendor might answer with everybody's payloads."""
+@pytest.mark.parametrize("value", ["", " ", "None", "..", "\udfff", True, ["a"]], ids=repr)
+def test_no_request_is_made_with_an_invalid_id(name, ask, value):
+    """For a blank link BankConnect might answer with the payloads of all customers."""
     with pytest.raises(ValueError, match=rf"^{name} "):
         next(ask(value))
 
@@ -979,7 +1012,7 @@ ids = st.text(min_size=1, max_size=500).filter(
 
 @often
 @given(ids)
-def test_a_link_of_any_characters_arrives_unchanged(link_id):
+def test_link_id_of_any_characters_is_sent_unchanged(link_id):
     for call, name in ((api.get_webhook_payloads(link_id, UTC), "webhook_payloads/"), (api.get_entities(link_id), "")):
         path = next(call).path
         assert path.isascii()
@@ -993,14 +1026,14 @@ def test_a_link_of_any_characters_arrives_unchanged(link_id):
 
 
 @pytest.mark.parametrize("link_id", ["ß日本語हिन्दी😀/&#%? "[:12] * 50, "a" * 500, "%2F&link_id=x#?+ /" * 25])
-def test_a_long_link_in_any_script_arrives_unchanged(link_id):
+def test_long_link_id_in_any_script_is_sent_unchanged(link_id):
     query = urlsplit("https://h/" + next(api.get_webhook_payloads(link_id, UTC)).path).query
     assert parse_qs(query, strict_parsing=True) == {"link_id": [link_id]}
 
 
 @often
 @given(ids)
-def test_an_entity_id_never_leaves_its_place(entity_id):
+def test_entity_id_never_changes_the_path(entity_id):
     for call in (api.get_progress(entity_id, "identity"), api.get_transactions(entity_id)):
         path = next(call).path
         assert path.isascii()
@@ -1023,7 +1056,7 @@ def test_an_entity_id_never_leaves_its_place(entity_id):
         ("a b+c", "a%20b%2Bc"),
     ],
 )
-def test_what_looks_like_a_path_is_encoded(entity_id, kept):
+def test_entity_id_like_a_path_is_encoded(entity_id, kept):
     assert next(api.get_progress(entity_id)).path == f"entity/{kept}/transactions/"
 
 
@@ -1046,14 +1079,14 @@ def test_what_looks_like_a_path_is_encoded(entity_id, kept):
         ("WebhookMode.NET_BANKING_AND_MANUAL", WebhookMode.NET_BANKING_AND_MANUAL),
     ],
 )
-def test_a_mode_is_the_enum_its_number_or_either_as_text(given, mode):
+def test_mode_is_the_enum_its_number_or_either_as_text(given, mode):
     assert WebhookMode.parse(given) is mode
 
 
 @pytest.mark.parametrize(
     "given", [True, False, 2, -1, "2", "", "None", None, 1.0, "1.0", "True", "MANUAL", "01", [1], b"1"], ids=repr
 )
-def test_another_mode_is_refused_with_the_allowed_ones(given):
+def test_unknown_mode_is_refused_with_the_allowed_ones(given):
     with pytest.raises(ValueError, match=r"^webhook_mode") as caught:
         WebhookMode.parse(given)
     assert str(caught.value) == (
@@ -1061,17 +1094,15 @@ def test_another_mode_is_refused_with_the_allowed_ones(given):
     )
 
 
-def test_a_mode_says_what_it_silences():
-    assert WebhookMode.NET_BANKING.silences == (
-        "statements uploaded by hand (PDF) will send no webhook: choose NET_BANKING_AND_MANUAL to hear of them"
+def test_mode_describes_which_statements_send_webhooks():
+    assert WebhookMode.NET_BANKING.coverage == (
+        "statements uploaded by hand (PDF) send no webhooks; NET_BANKING_AND_MANUAL includes them"
     )
-    assert WebhookMode.NET_BANKING_AND_MANUAL.silences == (
-        "nothing is silenced: net banking and manual (PDF) statements both send webhooks"
-    )
+    assert WebhookMode.NET_BANKING_AND_MANUAL.coverage == ("net banking and manual (PDF) statements both send webhooks")
 
 
-def test_the_probe_asks_for_the_entities_of_a_link_that_nobody_has():
-    """Each time for another one, and it comes to what a list of nobody's entities comes to."""
+def test_probe_gets_the_entities_of_a_random_link():
+    """The link differs each time, and has no entities."""
     first, second = (next(api.probe()) for _ in range(2))
     assert first.path.startswith("entity/?page=1&link_id=")
     assert len(first.path.rpartition("=")[2]) == len("00000000-0000-4000-8000-000000000000")

@@ -1,4 +1,4 @@
-"""The gate's rules, each case in every order of its rows; its arguments; and what it says."""
+"""The gate: its rules, each case in every order of its rows; its arguments; and the words of its verdicts."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from airflow_provider_bankconnect.gate import (
     judge_history,
     judge_progress,
     newest_of_each_statement,
-    why_out_of_sight,
+    why_not_considered,
 )
 
 NOW = datetime(2026, 11, 20, 12, 30, 45, tzinfo=UTC)
 
 
 def orders(rows):
-    """Every order of the rows, and with a row repeated at either end."""
+    """Yield every order of the rows, also with repeated rows at either end."""
     for order in itertools.permutations(rows):
         yield list(order)
     for repeated in rows:
@@ -63,9 +63,9 @@ def by_name(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
-def test_each_rule_of_the_history_holds_in_every_order_of_its_rows(case):
+def test_each_case_of_the_history_holds_in_every_order_of_its_rows(case):
     expected = expectation(case, NOW)
-    said = set()
+    verdicts = set()
     for rows in orders(payloads(case, NOW)):
         if case.state == "timezone":
             with pytest.raises(api.BankConnectTimezoneError):
@@ -75,24 +75,24 @@ def test_each_rule_of_the_history_holds_in_every_order_of_its_rows(case):
         assert verdict.state == case.state
         if case.result is not None:
             assert tuple(row.statement_id for row in verdict.rows) == case.result
-        said.add(verdict)
-    assert len(said) == (case.state != "timezone")
+        verdicts.add(verdict)
+    assert len(verdicts) == (case.state != "timezone")
 
 
 @pytest.mark.parametrize("case", PROGRESS_CASES, ids=by_name)
-def test_each_rule_of_the_snapshot_holds_in_every_order_of_its_items(case):
+def test_each_case_of_the_progress_holds_in_every_order_of_its_items(case):
     expected = Expectation(entity_id=ENTITY, **expect_arguments(case, NOW))
-    said = set()
+    verdicts = set()
     for items in orders(progress_items(case)):
         verdict = judge_progress(expected, iter(items))
         assert verdict.state == case.state
         if case.result is not None:
             assert tuple(row.statement_id for row in verdict.rows) == case.result
-        said.add(verdict)
-    assert len(said) == 1
+        verdicts.add(verdict)
+    assert len(verdicts) == 1
 
 
-def test_the_tables_are_small_and_their_names_differ():
+def test_the_cases_are_small_and_their_names_are_unique():
     assert max(len(case.rows) for case in CASES) <= 5
     assert max(len(case.items) for case in PROGRESS_CASES) <= 5
     for table in (CASES, PROGRESS_CASES):
@@ -100,8 +100,8 @@ def test_the_tables_are_small_and_their_names_differ():
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
-def test_a_case_is_the_same_in_the_vendors_form(case):
-    """The tables feed the sandbox, too: what the vendor would send reads as the same rows."""
+def test_a_case_in_the_vendors_json_form_has_the_same_rows(case):
+    """The tables are used with the sandbox, too."""
     call = api.get_webhook_payloads(LINK, UTC)
     next(call)
     body = json.dumps({"payloads": payload_dicts(case, NOW)}).encode()
@@ -111,12 +111,12 @@ def test_a_case_is_the_same_in_the_vendors_form(case):
 
 
 @pytest.mark.parametrize("case", PROGRESS_CASES, ids=by_name)
-def test_a_snapshot_is_the_same_in_the_vendors_form(case):
+def test_a_progress_case_in_the_vendors_json_form_has_the_same_items(case):
     read = [api.StatementProgress(**given) for given in progress_dicts(case)]
     assert [i.model_copy(update={"source": None}) for i in read] == progress_items(case)
 
 
-# What a verdict says.
+# The words and rows of a verdict.
 
 
 def judge(*rows, now=NOW, **expect):
@@ -124,12 +124,12 @@ def judge(*rows, now=NOW, **expect):
     return judge_history(expectation(case, now), payloads(case, now), now)
 
 
-def look(*items, **expect):
+def judge_items(*items, **expect):
     case = ProgressCase("", items, "", expect=expect)
     return judge_progress(Expectation(entity_id=ENTITY, **expect), progress_items(case))
 
 
-def test_a_row_is_what_people_get():
+def test_a_row_has_the_documented_fields():
     verdict = judge(row("s1", "COMPLETED", ago=45, reason="Fine"))
     assert verdict.rows == (Row("s1", ENTITY, LINK, "completed", "Fine", "2026-11-20T12:30:00+00:00"),)
     assert verdict.rows[0].as_dict() == {
@@ -142,36 +142,36 @@ def test_a_row_is_what_people_get():
     }
 
 
-def test_a_row_of_a_snapshot_has_no_link_and_no_time():
-    verdict = look(item("s1", "Failed", "bad PDF"))
+def test_a_row_of_progress_has_no_link_and_no_time():
+    verdict = judge_items(item("s1", "Failed", "bad PDF"))
     assert verdict.rows == (Row("s1", ENTITY, None, "failed", "bad PDF", None),)
 
 
-def test_a_row_of_a_snapshot_says_a_null_status_and_message_as_blank():
-    assert look(item("s1", None)).rows == (Row("s1", ENTITY, None, "", "", None),)
+def test_a_row_of_progress_has_blank_text_for_a_null_status_and_message():
+    assert judge_items(item("s1", None)).rows == (Row("s1", ENTITY, None, "", "", None),)
 
 
-def test_a_snapshot_of_nobody_in_particular_has_a_blank_entity():
+def test_a_row_of_progress_without_an_entity_has_a_blank_entity():
     (only,) = judge_progress(Expectation(), [api.StatementProgress(statement_id="s1", status="completed")]).rows
     assert only.entity_id == ""
 
 
-def test_a_failed_attempt_is_shown_as_failed_whatever_it_says():
-    """With on_failed="pass" people branch on the rows: none without a statement may read as completed."""
+def test_a_failed_attempt_is_shown_as_failed_whatever_its_progress():
+    """With on_failed="pass" people branch on the rows: a row without a statement must not read as completed."""
     assert [shown.progress for shown in judge(row("", "completed", ago=HOUR)).rows] == ["failed"]
 
 
 @pytest.mark.parametrize(
     ("ask", "because"),
     [
-        (judge, "no row in sight"),
+        (judge, "no row that counts"),
         (lambda: judge(row("s1", "completed")), "1 statement completed"),
         (lambda: judge(row("s1", "completed"), row("s2", "completed"), row("s3", "failed")), "2 statements completed"),
-        (lambda: judge(row("s1", "processing")), "0 of 1 statement completed, 1 still going"),
+        (lambda: judge(row("s1", "processing")), "0 of 1 statement completed, 1 in progress"),
         (lambda: judge(row("s1", "completed"), expected_statements=2), "1 of 2 statements completed"),
         (
             lambda: judge(row("s1", "completed"), row("s2", "processing"), row("s3", "x"), expected_statements=2),
-            "1 of 2 statements completed, 2 still going",
+            "1 of 2 statements completed, 2 in progress",
         ),
         (
             lambda: judge(
@@ -201,41 +201,44 @@ def test_a_failed_attempt_is_shown_as_failed_whatever_it_says():
         ),
         (
             lambda: judge(attempt(ago=MINUTE), failure_grace=timedelta(hours=2)),
-            "the newest row is a failure, and fresh: it closes the gate when 2:00:00 old; reasons: 'wrong password'",
+            "the newest row is a failure, which counts when it is 2:00:00 old; reasons: 'wrong password'",
         ),
-        (look, "no statement in sight"),
-        (lambda: look(item("s1", "completed")), "1 statement completed"),
-        (lambda: look(item("s1", "completed"), item("s2", "completed")), "2 statements completed"),
-        (lambda: look(item("s1", "completed"), expected_statements=3), "1 of 3 statements done"),
+        (judge_items, "no statement that counts"),
+        (lambda: judge_items(item("s1", "completed")), "1 statement completed"),
+        (lambda: judge_items(item("s1", "completed"), item("s2", "completed")), "2 statements completed"),
+        (lambda: judge_items(item("s1", "completed"), expected_statements=3), "1 of 3 statements done"),
         (
-            lambda: look(item("s1", "completed"), item("s2", None), item("s3", "")),
-            "1 of 1 statement done, 2 still going",
+            lambda: judge_items(item("s1", "completed"), item("s2", None), item("s3", "")),
+            "1 of 1 statement done, 2 in progress",
         ),
-        (lambda: look(item("s1", None), item("s1", "x"), item("s1", "failed")), "0 of 1 statement done, 1 still going"),
         (
-            lambda: look(item("s1", "failed", "b"), item("s2", "completed", "c"), item("s3", "failed", "a")),
+            lambda: judge_items(item("s1", None), item("s1", "x"), item("s1", "failed")),
+            "0 of 1 statement done, 1 in progress",
+        ),
+        (
+            lambda: judge_items(item("s1", "failed", "b"), item("s2", "completed", "c"), item("s3", "failed", "a")),
             "2 of 3 statements failed; reasons: 'a', 'b'",
         ),
-        (lambda: look(item("s1", "failed")), "1 of 1 statement failed; reasons: ''"),
+        (lambda: judge_items(item("s1", "failed")), "1 of 1 statement failed; reasons: ''"),
     ],
 )
-def test_a_verdict_says_why(ask, because):
+def test_a_verdict_has_its_reason_in_words(ask, because):
     assert ask().because == because
 
 
-def test_a_row_from_the_future_names_the_setting_to_correct():
+def test_the_error_of_a_row_in_the_future_names_the_timezone_setting():
     with pytest.raises(api.BankConnectTimezoneError) as caught:
         judge(row("s1", "completed", ago=-HOUR), row("s2", "completed"), now=NOW)
     assert str(caught.value) == (
-        "A payload lies 1:00:00 in the future: the connection's timezone is not the zone of the vendor's date_time "
+        "A payload is 1:00:00 in the future: the connection's timezone is not the zone of the vendor's date_time "
         "(or this machine's clock is wrong)"
     )
 
 
-def test_the_furthest_row_from_the_future_is_told_in_whole_seconds():
+def test_the_error_has_the_time_of_the_row_furthest_in_the_future():
     now = NOW - timedelta(milliseconds=400)
     rows = payloads(Case("", (row("s1", "completed", ago=-HOUR), row("s2", "completed", ago=-2 * HOUR)), ""), NOW)
-    with pytest.raises(api.BankConnectTimezoneError, match=r"^A payload lies 2:00:00 in the future"):
+    with pytest.raises(api.BankConnectTimezoneError, match=r"^A payload is 2:00:00 in the future"):
         judge_history(Expectation(link_id=LINK), rows, now)
 
 
@@ -251,8 +254,8 @@ def test_times_of_another_zone_are_shown_in_utc():
     assert judge_history(Expectation(link_id=LINK), [given], NOW).rows[0].date_time == "2026-11-20T11:30:00+00:00"
 
 
-def test_rows_of_the_same_second_have_one_order():
-    """Entity, statement, and at last what a row says: nothing is left to the order of arrival."""
+def test_rows_of_the_same_second_are_sorted_independent_of_their_arrival():
+    """They are sorted by state, entity, statement and reason."""
     verdict = judge(
         attempt(ago=HOUR, reason="b"),
         attempt(ago=HOUR, reason="a"),
@@ -270,7 +273,7 @@ def test_rows_of_the_same_second_have_one_order():
     ]
 
 
-def test_of_two_rows_of_a_statement_at_one_second_that_are_still_going_one_is_always_taken():
+def test_of_several_rows_in_progress_of_one_second_the_same_one_is_always_shown():
     rows = [row("s1", "abc", reason="y"), row("s1", "xyz", reason="x"), row("s1", "xyz", reason="w")]
     for order in itertools.permutations(rows):
         assert [(shown.progress, shown.reason) for shown in judge(*order).rows] == [("xyz", "x")]
@@ -292,12 +295,12 @@ def test_of_two_rows_of_a_statement_at_one_second_that_are_still_going_one_is_al
         (row("s1", "failed", ago=60), {"since_ago": 60}, None),
     ],
 )
-def test_each_row_is_told_why_it_is_out_of_sight(given, expect, why):
+def test_the_reason_why_a_row_is_not_considered_is_named(given, expect, why):
     case = Case("", (given,), "", expect=expect)
-    assert why_out_of_sight(expectation(case, NOW), *payloads(case, NOW)) == why
+    assert why_not_considered(expectation(case, NOW), *payloads(case, NOW)) == why
 
 
-def test_the_newest_row_of_each_statement_is_left():
+def test_newest_of_each_statement_keeps_one_row_of_each():
     case = Case(
         "",
         (
@@ -330,20 +333,20 @@ def test_the_newest_row_of_each_statement_is_left():
         ("pending", "pass", False),
     ],
 )
-def test_a_wait_ends_with_a_verdict_unless_a_failed_one_is_to_be_outlived(state, on_failed, ends):
+def test_a_verdict_ends_the_wait_unless_it_is_pending_or_on_failed_is_wait(state, on_failed, ends):
     assert Verdict(state, (), "").ends_wait(on_failed) is ends
 
 
-# What is expected.
+# The arguments of an expectation.
 
 
-def test_people_may_leave_everything_but_the_link_out():
+def test_all_arguments_but_the_link_have_defaults():
     expected = Expectation.parse(link_id="L")
     assert expected == Expectation("L", None, None, None, 1, timedelta(minutes=30))
     assert expected.needed == 1
 
 
-def test_every_argument_arrives():
+def test_every_argument_is_parsed():
     assert Expectation.parse(
         link_id="L",
         entity_id="E",
@@ -357,7 +360,7 @@ def test_every_argument_arrives():
 @pytest.mark.parametrize(
     ("given", "kept"), [("a", ("a",)), (["a", "b"], ("a", "b")), ({"a": 1}.keys(), ("a",)), (None, None)]
 )
-def test_statement_id_is_one_or_several(given, kept):
+def test_statement_id_is_one_id_or_several(given, kept):
     assert Expectation.parse(link_id="L", statement_id=given).statement_id == kept
 
 
@@ -401,7 +404,7 @@ UNREADABLE_SINCE = [
 
 
 @pytest.mark.parametrize("given", UNREADABLE_SINCE, ids=repr)
-def test_a_since_that_cannot_be_read_is_refused(given):
+def test_an_invalid_since_is_refused(given):
     with pytest.raises(ValueError, match=r"^since must be") as caught:
         Expectation.parse(link_id="L", since=given)
     assert str(caught.value) == (
@@ -417,18 +420,18 @@ def test_expected_statements_is_a_number_or_its_text(given, count):
 @pytest.mark.parametrize(
     "given", [0, -1, "", " ", "0", "-1", "1.5", "one", "None", 1.0, True, None, "٣", "²"], ids=repr
 )
-def test_an_expected_statements_that_cannot_be_meant_is_refused(given):
+def test_an_invalid_expected_statements_is_refused(given):
     with pytest.raises(ValueError, match=r"^expected_statements must be a whole number from 1, not ") as caught:
         Expectation.parse(link_id="L", expected_statements=given)
     assert str(caught.value).endswith(f"not {0 if given == '0' else given!r}")
 
 
-def test_an_expected_statements_of_true_is_refused_where_it_is_given_directly():
+def test_the_constructor_refuses_an_expected_statements_of_true():
     with pytest.raises(ValueError, match=r"^expected_statements must be a whole number from 1, not True$"):
         Expectation(link_id="L", expected_statements=True)
 
 
-def test_no_number_of_digits_in_expected_statements_is_too_much_to_read():
+def test_an_expected_statements_of_many_digits_is_capped():
     assert Expectation.parse(link_id="L", expected_statements="9" * 10_000).expected_statements == 999_999_999
 
 
@@ -441,7 +444,7 @@ def test_failure_grace_is_a_duration_or_seconds(given, grace):
 
 
 @pytest.mark.parametrize("given", [float("nan"), float("inf"), "soon", None, 1e300], ids=repr)
-def test_a_failure_grace_that_cannot_be_meant_is_refused(given):
+def test_an_invalid_failure_grace_is_refused(given):
     with pytest.raises(ValueError, match=r"^failure_grace") as caught:
         Expectation.parse(link_id="L", failure_grace=given)
     assert str(caught.value) == f"failure_grace must be a timedelta or seconds, not {given!r}"
@@ -456,25 +459,25 @@ def test_a_failure_grace_that_cannot_be_meant_is_refused(given):
         ({"entity_id": ".."}, "entity_id must not be '..'"),
         ({"statement_id": ""}, "statement_id must not be blank, and is '': did its template find nothing?"),
         ({"statement_id": ["a", None]}, "statement_id must be text, not NoneType"),
-        ({"statement_id": 5}, "statement_id must be one id or a list of them, not 5"),
+        ({"statement_id": 1.5}, "statement_id must be one id or a list of them, not 1.5"),
         (
             {"statement_id": []},
             "statement_id must not be an empty list: leave it out to wait for any statement",
         ),
         (
             {"statement_id": ["a", "a", "b"], "expected_statements": 3},
-            "expected_statements is 3, but statement_id names only 2: such a gate would never open",
+            "expected_statements is 3, but statement_id names only 2: the gate could never pass",
         ),
         ({"failure_grace": -1}, "failure_grace must not be negative, and is -1 day, 23:59:59"),
     ],
 )
-def test_an_argument_that_cannot_be_meant_is_refused_by_name(arguments, message):
+def test_the_error_of_an_invalid_argument_names_it(arguments, message):
     with pytest.raises(ValueError, match=r"^\w") as caught:
         Expectation.parse(**{"link_id": "L", **arguments})
     assert str(caught.value) == message
 
 
-def test_a_naive_since_is_refused_where_it_is_given_directly():
+def test_the_constructor_refuses_a_naive_since():
     with pytest.raises(ValueError, match=r"^since must be aware: give it a time zone$"):
         Expectation(since=datetime(2026, 11, 1))  # noqa: DTZ001 - naive is the case
 
@@ -488,17 +491,17 @@ def test_a_naive_since_is_refused_where_it_is_given_directly():
         ({"statement_id": ("a", "b", "a")}, 2),
     ],
 )
-def test_as_many_are_needed_as_were_named_or_counted(arguments, needed):
+def test_needed_is_the_number_of_statement_ids_or_expected_statements(arguments, needed):
     assert Expectation(**arguments).needed == needed
 
 
 @pytest.mark.parametrize("meaning", ["fail", "skip", "wait", "pass"])
-def test_each_meaning_of_a_failed_verdict_is_taken(meaning):
+def test_each_value_of_on_failed_is_accepted(meaning):
     assert check_on_failed(meaning) == meaning
 
 
 @pytest.mark.parametrize("given", ["explode", "", "FAIL", None, 1], ids=repr)
-def test_another_meaning_of_a_failed_verdict_is_refused_with_the_allowed_ones(given):
+def test_an_invalid_on_failed_is_refused_and_the_allowed_values_are_named(given):
     with pytest.raises(ValueError, match=r"^on_failed") as caught:
         check_on_failed(given)
     assert str(caught.value) == f"on_failed must be one of 'fail', 'skip', 'wait', 'pass', not {given!r}"
@@ -532,11 +535,11 @@ class Number(IntEnum):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_argument_is_known_at_parsing_unless_it_is_a_template_or_of_another_task(value, known):
+def test_an_argument_is_literal_unless_it_has_a_template_or_is_no_plain_value(value, known):
     assert is_literal(value) is known
 
 
-# A gate: an expectation and its ledger.
+# A gate: an expectation and the call that reads its records.
 
 
 def test_a_history_gate_asks_for_its_link_in_the_connections_zone():
@@ -551,10 +554,10 @@ def test_a_history_gate_asks_for_its_link_in_the_connections_zone():
     assert gate.judge(rows, NOW) == Verdict(
         "passed", (Row("s", "e", "a b", "completed", "", "2026-11-20T12:00:00+00:00"),), "1 statement completed"
     )
-    assert str(gate) == "webhook payloads of link 'a b'"
+    assert str(gate) == "payload history of link 'a b'"
 
 
-def test_a_history_gate_judges_at_the_time_given():
+def test_a_history_gate_judges_at_the_given_time():
     gate = HistoryGate(Expectation(link_id=LINK))
     rows = payloads(Case("", (attempt(ago=0),), ""), NOW)
     assert gate.judge(rows, NOW).state == "pending"

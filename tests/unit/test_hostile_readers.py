@@ -1,7 +1,8 @@
-"""Whatever an answer or a connection says, a reader gives what it promises or an error of ours, which quotes nothing.
+"""From any answer and any connection the readers make typed values or an error of ours that quotes nothing.
 
-`FUZZ_EXAMPLES=20000 pytest tests/unit/test_hostile_readers.py` tries so many of each, and other ones every time; a
-failure then prints the `@reproduce_failure` that has it again.
+`FUZZ_EXAMPLES=20000 pytest tests/unit/test_hostile_readers.py` tries this many of each, different ones every time; a
+failure prints the `@reproduce_failure` that repeats it. Numbers and nesting are only a little over the limits of the
+libraries that read them, so that they are harmless to any library.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ fuzz = settings(
 
 # Stands for a customer's data in an answer, and for a key in a connection.
 PLANTED = "PLANTED-7c0ffee1"
-# Where in a document a piece of JSON goes that no Python value stands for: NaN, a name twice, half a character.
+# Placeholders for JSON that no Python value stands for: NaN, a name twice, half a character.
 HOLE, TWICE = "@@hole@@", "@@twice@@"
 
 
-# JSON, as text: much of what matters here is lost in Python's values.
+# JSON as text: Python's values cannot express all of it.
 
 numbers = st.one_of(
     st.integers().map(str),
     st.floats().map(json.dumps),
     st.integers(1, 5000).map(lambda digits: "9" * digits),
-    st.integers(1, 10**6).map(lambda power: f"1e{power}"),
+    st.integers(1, 1000).map(lambda power: f"1e{power}"),
     st.sampled_from(["-0", "1e-999", "-1E+400", "0." + "1" * 3000, "1" + "0" * 400 + ".0", "NaN", "-Infinity", "01"]),
 )
 strings = st.one_of(
@@ -79,7 +80,7 @@ def an_object(pairs):
 
 nested = st.builds(
     lambda depth, opening, inner, closing: opening * depth + inner + closing * depth,
-    st.sampled_from([1, 50, 198, 199, 200, 201, 1000, 20_000]),
+    st.sampled_from([1, 50, 198, 199, 200, 201, 300]),
     st.sampled_from(["[", '{"a":', '{"progress":', "[[],"]),
     st.sampled_from(["", "1", f'"{PLANTED}"', "[]"]),
     st.sampled_from(["", "]", "}", "}]"]),
@@ -92,7 +93,7 @@ any_json = st.recursive(
     max_leaves=12,
 )
 
-# Near misses: a good document, a few places of it changed, and then perhaps its bytes.
+# A good document with a few changed places, and sometimes changed bytes.
 
 ROW = {
     "statement_id": "s1",
@@ -115,7 +116,7 @@ PAGE = {"count": 2, "next": None, "previous": None, "results": [ENTITY, ENTITY |
 
 
 class Changes:
-    """Changes places of a document; what no Python value stands for is put in as text afterwards."""
+    """Changes places of a document; JSON that no Python value stands for is inserted as text afterwards."""
 
     def __init__(self, draw):
         self._draw = draw
@@ -147,7 +148,7 @@ class Changes:
 
     def as_text(self, whole):
         text = json.dumps(whole)
-        # In any order, and there may be more than places: what was put in may have been taken away again.
+        # There may be more holes than places: a later change may have removed one.
         for hole in self._holes:
             text = text.replace(f'"{HOLE}"', hole, 1)
         for pair in self._twice:
@@ -165,7 +166,7 @@ def near(draw, whole):
 
 
 def spoilt(draw, body):
-    """Most of the time the same bytes."""
+    """Return the same bytes most of the time."""
     place = draw(st.integers(0, len(body)))
     return draw(
         st.sampled_from(
@@ -185,8 +186,8 @@ def answers_like(whole):
     )
 
 
-def came_of(kind, call):
-    """What a call gives, or the error that it raises if it is of this kind."""
+def outcome_of(kind, call):
+    """Return the result of a call, or the error if it is of this kind."""
     try:
         return call()
     except kind as error:
@@ -194,22 +195,22 @@ def came_of(kind, call):
 
 
 def quotes_nothing(error):
-    """Neither itself nor whatever comes up when it is shown with its causes."""
-    told, seen = "", error
+    """Neither the error nor one that is shown with it quotes the input."""
+    shown, seen = "", error
     while seen is not None:
-        told += f"{seen} {seen!r} {vars(seen)} "
+        shown += f"{seen} {seen!r} {vars(seen)} "
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return PLANTED not in told
+    return PLANTED not in shown
 
 
 def read(call, *bodies):
-    """Drive a call with these answers, the last of them again and again; None where it ends in an error of ours."""
+    """Drive a call with these answers, repeating the last; return None where it ends in an error of ours."""
     left = list(bodies)
     first = step = api.advance(call)
     while isinstance(step, Request):
         body = left.pop(0) if len(left) > 1 else left[0]
         answer = Answer(200, body)
-        step = came_of(BankConnectError, lambda answer=answer: api.advance(call, answer))
+        step = outcome_of(BankConnectError, lambda answer=answer: api.advance(call, answer))
     if isinstance(step, BankConnectError):
         assert quotes_nothing(step)
         assert str(step).startswith(f"{first.call}: HTTP 200")
@@ -222,12 +223,12 @@ def read(call, *bodies):
 
 @fuzz
 @given(answers_like(HISTORY), st.sampled_from([UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))]))
-@example(b"[" * 10**6, UTC)
-@example(b'{"payloads":' + b"[" * 10**6, UTC)
-@example(b'{"payloads":[],"x":' + b'{"a":' * 10**6, UTC)
-@example(b'{"payloads":' + b"9" * 10**6 + b"}", UTC)
-@example(b'{"payloads":[' + b"{}," * 10**5 + b"{}]}", UTC)
-def test_a_history_is_read_as_rows_or_refused(body, zone):
+@example(b"[" * 300, UTC)
+@example(b'{"payloads":' + b"[" * 300, UTC)
+@example(b'{"payloads":[],"x":' + b'{"a":' * 300, UTC)
+@example(b'{"payloads":' + b"9" * 5000 + b"}", UTC)
+@example(b'{"payloads":[' + b"{}," * 5000 + b"{}]}", UTC)
+def test_history_is_read_as_rows_or_refused(body, zone):
     rows = read(api.get_webhook_payloads("L", zone), body)
     if rows is None:
         return
@@ -245,9 +246,9 @@ def test_a_history_is_read_as_rows_or_refused(body, zone):
 
 @fuzz
 @given(answers_like(ANALYSIS))
-@example(b'{"progress":' + b"[" * 10**6)
-@example(b'{"progress":[' + b"0," * 10**5 + b"0]}")
-def test_a_progress_is_read_as_items_or_refused(body):
+@example(b'{"progress":' + b"[" * 300)
+@example(b'{"progress":[' + b"0," * 5000 + b"0]}")
+def test_progress_is_read_as_items_or_refused(body):
     items = read(api.get_progress("e1"), body)
     if items is None:
         return
@@ -260,7 +261,7 @@ def test_a_progress_is_read_as_items_or_refused(body):
 
 
 def of(value):
-    """All values inside a value, without going deeper than Python may."""
+    """Yield all values inside a value, without recursion."""
     left = [value]
     while left:
         value = left.pop()
@@ -273,12 +274,12 @@ def of(value):
 @example(b'{"progress":[{"statement_id":"s","status":"completed"}],"transactions":[{"amount":1e999}]}')
 @example(b'{"progress":[{"statement_id":"s","status":"completed"}],"x":' + b"[" * 198 + b"]" * 198 + b"}")
 @example(b'{"progress":[{"statement_id":"s","status":"completed"}],"x":' + b"9" * 4300 + b"}")
-def test_transactions_are_read_whole_once_they_are_ready_or_refused(body):
+def test_transactions_are_read_whole_or_refused(body):
     whole = read(api.get_transactions("e1"), body)
     if whole is None:
         return
     assert type(whole) is dict
-    # What was judged is what is handed on, though a name may stand there twice.
+    # The checked values are the returned ones, even where a name occurs twice.
     assert whole["progress"]
     assert {item["status"].lower() for item in whole["progress"]} <= {"completed", "failed"}
     assert whole.get("entity_id") in (None, "e1")
@@ -292,7 +293,7 @@ def test_transactions_are_read_whole_once_they_are_ready_or_refused(body):
 @fuzz
 @given(st.lists(answers_like(PAGE) | st.just(json.dumps(PAGE | {"next": PLANTED}).encode()), min_size=1, max_size=4))
 @example([json.dumps(PAGE | {"next": "again"}).encode()])
-def test_entities_are_read_as_ids_or_refused_and_there_is_an_end_of_pages(bodies):
+def test_entities_are_read_as_ids_or_refused_from_a_limited_number_of_pages(bodies):
     ids = read(api.get_entities("L"), *bodies)
     if ids is None:
         return
@@ -306,20 +307,20 @@ headers = st.one_of(
     st.text(),
     st.text('0123456789 :,;-+.MonJaGTE()"\\', max_size=60),
     st.integers(0, 10**40).map(str),
-    st.integers(1, 10**6).map(lambda digits: "9" * digits),
+    st.integers(1, 5000).map(lambda digits: "9" * digits),
     st.datetimes().map(lambda moment: moment.strftime("%a, %d %b %Y %H:%M:%S GMT")),
     st.from_regex(
         r"((Mon|Tue)?,? ?)[0-9]{1,5}[ -](Jan|Feb|Dec|Foo)[ -]-?[0-9]{1,6} -?[0-9]{1,6}(:|\.)[0-9]{0,30}"
         r"((:|\.)[0-9]{1,5000})? ?([+-][0-9]{0,5000}|GMT|EST|[A-Z]{0,3})( \(.{0,5}\))?"
     ),
-    st.sampled_from([PLANTED, "gzip", "\udcff\ud800", "Mon, 01 Jan 0001 00:00:00 +2359", "0" * 10**6, "(" * 10**4]),
+    st.sampled_from([PLANTED, "gzip", "\udcff\ud800", "Mon, 01 Jan 0001 00:00:00 +2359", "0" * 5000, "(" * 100]),
 )
 moments = st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))]))
 
 
 @fuzz
 @given(headers, moments)
-def test_a_retry_after_is_read_as_seconds_or_as_none(header, now):
+def test_retry_after_is_read_as_seconds_or_as_none(header, now):
     seconds = retry_after_seconds(header, now)
     assert seconds is None or (type(seconds) is float and 0 < seconds <= 1e9)
 
@@ -329,20 +330,20 @@ def test_a_retry_after_is_read_as_seconds_or_as_none(header, now):
 @example(429, PLANTED.encode(), PLANTED, PLANTED, datetime(2026, 11, 20, tzinfo=UTC))
 @example(200, PLANTED.encode(), None, PLANTED, datetime(2026, 11, 20, tzinfo=UTC))
 @example(302, PLANTED.encode(), None, None, datetime(2026, 11, 20, tzinfo=UTC))
-def test_a_status_is_passed_on_or_the_error_that_it_is(status, body, retry_after, encoding, now):
+def test_status_200_is_returned_and_others_are_errors(status, body, retry_after, encoding, now):
     answer = Answer(status, body, retry_after, now, encoding)
-    came = came_of(BankConnectError, lambda: check_status(Request("any_call", "GET", "entity/"), answer))
-    if isinstance(came, BankConnectError):
-        assert quotes_nothing(came)
-        assert str(came).startswith(f"any_call: HTTP {status}")
-        assert came.status == status
-        assert isinstance(came, BankConnectTransientError) == (status == 429 or 500 <= status <= 599)
+    outcome = outcome_of(BankConnectError, lambda: check_status(Request("any_call", "GET", "entity/"), answer))
+    if isinstance(outcome, BankConnectError):
+        assert quotes_nothing(outcome)
+        assert str(outcome).startswith(f"any_call: HTTP {status}")
+        assert outcome.status == status
+        assert isinstance(outcome, BankConnectTransientError) == (status == 429 or 500 <= status <= 599)
     else:
-        assert came is answer
+        assert outcome is answer
         assert status == 200
 
 
-# Connections: what somebody typed, or what a secrets backend came up with.
+# Connections, as typed or from a secrets backend.
 
 typed = st.one_of(
     st.none(),
@@ -383,7 +384,7 @@ zones = typed | st.sampled_from(
     )
     | typed,
 )
-def test_a_connection_is_read_as_settings_or_refused_with_its_name(host, port, password, extra):
+def test_connection_is_read_as_settings_or_refused_with_its_name(host, port, password, extra):
     read = settings_of(host=host, port=port, password=password, extra=extra)
     if read is not None:
         assert read.headers == {"x-api-key": extra["api_key"], "server-hash": password}
@@ -398,14 +399,14 @@ def test_a_connection_is_read_as_settings_or_refused_with_its_name(host, port, p
     ),
     host=hosts,
 )
-def test_beside_good_keys_each_field_is_read_or_refused(host, extra):
-    """The property above seldom comes so far."""
+def test_each_field_is_read_or_refused_where_the_keys_are_good(host, extra):
+    """The property above seldom gets past the keys."""
     settings_of(host=host, port=None, password=PLANTED, extra=extra)
 
 
 def settings_of(**given):
-    """What a connection is read as; None where it is refused."""
-    read = came_of(ValueError, lambda: ConnectionSettings.parse("my_bank", **given))
+    """Return the settings of a connection, or None where it is refused."""
+    read = outcome_of(ValueError, lambda: ConnectionSettings.parse("my_bank", **given))
     if isinstance(read, ValueError):
         assert type(read) is ValueError
         assert str(read).startswith("Connection 'my_bank': ")

@@ -1,7 +1,7 @@
-"""`make bench-doorbell`: how fast the doorbell is heard and how much it takes, beside Airflow's own asset events.
+"""`make bench-receiver`: latency and throughput of the webhook receiver, compared with Airflow's own asset events.
 
-A whole Airflow over HTTPS, on Postgres and then on SQLite, and the sandbox in a process of its own. Everything lies in
-`.cache/bench`, and nothing is left running.
+It runs a whole Airflow over HTTPS, on Postgres and then on SQLite, and the sandbox in a process of its own. All files
+are in `.cache/bench`, and nothing is left running.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STARTED: Final = time.monotonic()
-TOKEN: Final = "benchmark-token-0123456789"  # noqa: S105 - of an Airflow that lives for minutes, on loopback
-# Postgres hears of what an idle connection did after ten seconds.
+TOKEN: Final = "benchmark-token-0123456789"  # noqa: S105 - of an Airflow that runs for minutes, on loopback
+# Postgres counts what an idle connection did after ten seconds.
 COUNTED: Final = 12.0
-DAGS: Final = ("bankconnect_on_webhook", "bench_wait", "bench_doorbell", "bench_keyed", "bench_plain")
-CASES: Final = "look,wait,doorbell,keyed_few,plain_few,keyed,plain,again,again_keyed,wrong,sqlite,sqlite_keyed"
-QUICK_CASES: Final = "look,wait,doorbell,keyed_few,again,wrong,sqlite"
+DAGS: Final = ("bankconnect_on_webhook", "bench_wait", "bench_receiver", "bench_keyed", "bench_plain")
+CASES: Final = "poke,wait,receiver,keyed_few,plain_few,keyed,plain,again,again_keyed,wrong,sqlite,sqlite_keyed"
+QUICK_CASES: Final = "poke,wait,receiver,keyed_few,again,wrong,sqlite"
 FEW: Final = 10
 ON_SQLITE: Final = {"sqlite", "sqlite_keyed"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of it all."""
+    """How much is measured."""
 
     single: int = 20
     old: int = 100_000
@@ -66,7 +66,7 @@ QUICK: Final = Size(
 
 @dataclass
 class Burst:
-    """Many POSTs, and what became of them."""
+    """Many POSTs, and their results."""
 
     name: str
     asked: int
@@ -79,34 +79,34 @@ class Burst:
 
     @property
     def statuses(self) -> Counter[int]:
-        """How many answers of each kind."""
+        """The number of answers of each status."""
         return Counter(answer.status for answer in self.answers)
 
     @property
     def is_all_200(self) -> bool:
-        """Whether every one was taken."""
+        """Whether every answer was 200."""
         return self.statuses[200] == self.asked
 
     def percentile(self, share: float) -> float:
-        """Seconds from sending to the answer, of so many percent."""
+        """Return the seconds from sending to the answer that so many percent do not exceed."""
         return percentile([answer.seconds for answer in self.answers], share)
 
     @property
     def size(self) -> str:
-        """How many there were."""
+        """The number of POSTs."""
         sent = len(self.answers)
-        return f"{sent:,}" if sent == self.asked else f"{sent:,} of {self.asked:,}, then given up"
+        return f"{sent:,}" if sent == self.asked else f"{sent:,} of {self.asked:,}, then stopped"
 
     @property
     def raw(self) -> str:
-        """All of it, in a line."""
+        """All figures, in a line."""
         late = percentile([answer.since_due for answer in self.answers], 99)
-        told = ", ".join(f"{name} {value}" for name, value in (self.served | self.health).items())
+        counts = ", ".join(f"{name} {value}" for name, value in (self.served | self.health).items())
         cpu = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.cpu.items())
         return (
             f"{self.name}: {self.size} POSTs in {self.took:.1f} s, {in_words(self.statuses)}, "
             f"p50 {self.percentile(50):.3f} s, p99 {self.percentile(99):.3f} s, longest {self.percentile(100):.3f} s, "
-            f"p99 from when it was due {late:.3f} s; CPU s meanwhile: {cpu}; {told}; "
+            f"p99 from when it was due {late:.3f} s; CPU s meanwhile: {cpu}; {counts}; "
             f"a run for each after {self.served_after:.1f} s"
         )
 
@@ -125,23 +125,23 @@ class Wrong:
 
     @property
     def raw(self) -> str:
-        """All of it, in a line."""
+        """All figures, in a line."""
         memory, elsewhere = (
             ", ".join(f"{size / 2**20:.1f}" for size in sizes) for sizes in (self.memory, self.memory_elsewhere)
         )
         return (
             f"wrong token: {in_words(self.statuses)} in {self.took:.1f} s, {self.cpu:.1f} CPU s, "
-            f"{self.transactions} transactions, {self.idle_transactions} in the same time idle; MiB on the way: "
+            f"{self.transactions} transactions, {self.idle_transactions} in the same time idle; MiB meanwhile: "
             f"{memory}; then with POSTs to an address that Airflow does not have: {elsewhere}"
         )
 
 
 @dataclass
 class Readings:
-    """What was measured; what was not asked for is empty."""
+    """The results; empty where a case was not measured."""
 
     first: float = 0.0
-    looks: list[float] = field(default_factory=list)
+    pokes: list[float] = field(default_factory=list)
     events: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     bursts: dict[str, Burst] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Readings:
 
 
 class Bench:
-    """One Airflow, and the vendor."""
+    """One Airflow, and the sandbox."""
 
     def __init__(self, size: Size, live: Live, vendor: Helper, events: Helper, ca_file: str) -> None:
         self.size = size
@@ -159,26 +159,28 @@ class Bench:
         self.ca_file = ca_file
         self._bursts = 0
 
-    def look(self) -> list[float]:
-        """Ring for one new customer after the other; seconds until the run asks the vendor about each.
+    def poke(self) -> list[float]:
+        """Send a webhook for one new customer after the other; return the seconds until the first poke of each run.
 
-        The first is the first that this Airflow hears at all, and one more than was asked for.
+        There is one more than was asked for: the first webhook that this Airflow receives at all.
         """
         found = []
         for number in range(1 + self.size.single):
-            name = f"look-{number}"
+            name = f"poke-{number}"
             body = self.vendor.ask("customer", name=name)
             sent = time.monotonic()
-            self.ring("bankconnect_default", body)
-            self.live.wait_until(f"the run for {name} looks", lambda name=name: self.vendor.ask("looked", name=name))
-            found.append(self.vendor.ask("looked", name=name) - sent)
-            # The machine is to be idle again.
+            self.webhook("bankconnect_default", body)
+            self.live.wait_until(
+                f"the run for {name} pokes", lambda name=name: self.vendor.ask("first_poke", name=name)
+            )
+            found.append(self.vendor.ask("first_poke", name=name) - sent)
+            # The next one is to find the machine idle.
             self.live.wait_until(f"the run for {name} is over", lambda: self._runs_are_over("bankconnect_on_webhook"))
-            say(f"POST to the first look: {found[-1]:.2f} s")
+            say(f"POST to the first poke: {found[-1]:.2f} s")
         return found
 
     def wait(self) -> tuple[list[float], list[float]]:
-        """Ring for open waits, one after the other; seconds until the event is written, and until the task is over."""
+        """Send webhooks for open waits, one by one; return the seconds until each event, and each task's end."""
         names = [f"wait-{number}" for number in range(self.size.single)]
         runs = {}
         for name in names:
@@ -186,13 +188,13 @@ class Bench:
             runs[name] = self.live.api("POST", "dags/bench_wait/dagRuns", json=conf)["dag_run_id"]
         say(f"{len(names)} waits, starting")
         self.live.wait_until("all waits are open", lambda: self._waits() == {"deferred": len(names)}, 300)
-        # A wait is not woken in its first five seconds.
+        # No event wakes a wait in its first five seconds.
         time.sleep(max(6.0, self.size.settle))
         events, ends = [], []
         for name in names:
             body = self.vendor.ask("customer", name=name)
             sent = time.time()
-            self.ring("bench_waits", body)
+            self.webhook("bench_waits", body)
 
             def over(run_id: str = runs[name]) -> dict[str, float] | None:
                 return self.events.ask("wait_of", dag_id="bench_wait", run_id=run_id)  # type: ignore[no-any-return]
@@ -207,9 +209,9 @@ class Bench:
         return events, ends
 
     def burst(self, how: str, name: str, *, count: int, over: float, in_flight: int, times: int = 1) -> Burst:
-        """Ring for as many customers, and wait until there are runs for them, or no more come.
+        """Send webhooks for so many customers, and wait until there are runs for them, or no more come.
 
-        :param how: ``doorbell``, or Airflow's own asset events: ``keyed`` with a partition key, or ``plain``.
+        :param how: ``receiver``, or Airflow's own asset events: ``keyed`` with a partition key, or ``plain``.
         :param times: statements of each customer, all customers' first ones first.
         """
         dag_id, uri, asked, headers = self._burst_requests(how, count, times)
@@ -223,22 +225,22 @@ class Bench:
         self._wait_for_runs(result, since, began, count)
         say(result.raw)
         if not result.is_all_200:
-            # What is measured next is to find it sound.
+            # The next case is to find it sound.
             self.live.stop("api-server")
             self.live.start("api-server")
             self.live.wait_until_up()
         return result
 
     def wrong(self) -> Wrong:
-        """Ring with wrong tokens at an Airflow that has nothing else to do."""
+        """Send webhooks with wrong tokens to an Airflow that has nothing else to do."""
         self.live.stop("scheduler", "dag-processor", "triggerer")
         self.events.ask("quiet")
         body = self._body("wrong")
         wrong = self._in_steps(f"{self.live.url}/bankconnect/webhook/bench_burst/wrong-token-", body, self.size.wrong)
-        say("wrong token: first a few, so that what is loaded once is")
+        say("wrong token: a few first, so that everything is loaded")
         for _ in self._in_steps(f"{self.live.url}/bankconnect/webhook/bench_burst/wrong-first-", body, self.size.warm):
             pass
-        pause("Postgres counts what was", COUNTED)
+        pause("Postgres counts", COUNTED)
         say(f"wrong token: {self.size.wrong:,} POSTs")
         counted, cpu, began = self.events.ask("transactions"), self.cpu()["api-server"], time.monotonic()
         memory, statuses = [self.memory()], Counter[int]()
@@ -250,7 +252,7 @@ class Bench:
         counted_after = self.events.ask("transactions")
         pause("as long again, idle", took + COUNTED)
         idle = self.events.ask("transactions") - counted_after
-        say("as many POSTs elsewhere")
+        say("as many POSTs to another address")
         elsewhere = [self.memory()]
         elsewhere += [self.memory() for _ in self._in_steps(f"{self.live.url}/api/v2/nothing/", body, self.size.wrong)]
         result = Wrong(statuses, took, cpu, counted_after - counted, idle, memory, elsewhere)
@@ -258,32 +260,32 @@ class Bench:
         return result
 
     def health(self, burst: Burst) -> None:
-        """Say, a while later, what of Airflow still lives."""
-        pause(f"{burst.name}: what of Airflow lives", self.size.afterwards)
+        """Check, some time later, which parts of Airflow still run."""
+        pause(f"{burst.name}: which parts of Airflow run", self.size.afterwards)
         for part in PARTS:
             code = self.live.parts[part].poll()
             burst.health[part] = "runs" if code is None else f"ended with {code}"
         with contextlib.suppress(requests.RequestException):
-            for part, told in self.live.api("GET", "monitor/health").items():
-                burst.health[f"{part}'s health"] = told["status"]
+            for part, health in self.live.api("GET", "monitor/health").items():
+                burst.health[f"{part}'s health"] = health["status"]
         say(burst.raw)
 
-    def ring(self, conn_id: str, body: dict[str, Any]) -> None:
-        """Send a webhook as BankConnect does: on a connection of its own."""
+    def webhook(self, conn_id: str, body: dict[str, Any]) -> None:
+        """Send a webhook as BankConnect does: each over a new TCP connection."""
         answer = requests.post(self.address(conn_id), json=body, verify=self.ca_file, timeout=30)
         if answer.status_code != 200:
-            raise BenchError(f"The doorbell answers {answer.status_code}: {answer.text[:300]}")
+            raise BenchError(f"The webhook receiver answers {answer.status_code}: {answer.text[:300]}")
 
     def address(self, conn_id: str) -> str:
-        """Where a connection's account rings."""
+        """Return the webhook URL of a connection."""
         return f"{self.live.url}/bankconnect/webhook/{conn_id}/{TOKEN}"
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds so far, of each part."""
+        """Return the CPU seconds of each part so far."""
         return {part: machine.cpu(family(process.pid)) for part, process in self.live.parts.items()}
 
     def memory(self) -> int:
-        """Resident bytes of the API server."""
+        """Return the resident bytes of the API server."""
         return max(map(machine.memory, family(self.live.parts["api-server"].pid)))
 
     def _in_steps(self, address: str, body: object, count: int) -> Iterator[list[load.Answer]]:
@@ -301,9 +303,9 @@ class Bench:
             for time in range(times)
             for number in range(count)
         ]
-        if how == "doorbell":
+        if how == "receiver":
             url = self.address("bench_burst")
-            return "bench_doorbell", "bankconnect://webhook/bench_burst", [(url, body) for body in bodies], {}
+            return "bench_receiver", "bankconnect://webhook/bench_burst", [(url, body) for body in bodies], {}
         uri = f"bench://own/{how}"
         asset_id = self.events.ask("asset_id", uri=uri)
         url = f"{self.live.url}/api/v2/assets/events"
@@ -346,12 +348,14 @@ class Bench:
 
 
 def main() -> int:
-    """Measure, and print the table; 0 when it could be measured, whatever it says."""
+    """Measure, and print the table; return 0 when it could be measured, whatever the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works: figures mean little")
+    parser.add_argument(
+        "--quick", action="store_true", help="small numbers: shows that it works, the figures mean little"
+    )
     parser.add_argument("--only", default="", help=f"only these cases, of {CASES}")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     HOME.mkdir(parents=True, exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     readings, size = Readings(), QUICK if options.quick else Size()
@@ -362,11 +366,11 @@ def main() -> int:
         print("\nStopped. Nothing is left running.")
         return 130
     except (BenchError, LiveError, requests.RequestException) as error:
-        # What was measured so far is told all the same.
+        # The figures so far are printed nevertheless.
         print(f"\n{error}", file=sys.stderr)
     table = write_table(size, readings)
     print(f"\n{table}")
-    (HOME / "doorbell.md").write_text(table + "\n", encoding="utf-8")
+    (HOME / "receiver.md").write_text(table + "\n", encoding="utf-8")
     return 0
 
 
@@ -386,13 +390,13 @@ def measure_all(size: Size, only: set[str], readings: Readings) -> None:
 
 
 def on_postgres(bench: Bench, only: set[str], readings: Readings) -> None:
-    """Measure what is measured beside 100,000 customers of old."""
+    """Run the cases that need Postgres and many old customers."""
     size = bench.size
-    say(f"{size.old:,} customers have come and gone")
-    bench.events.ask("fill", dag_id="bench_doorbell", uri="bankconnect://webhook/bench_burst", rows=size.old)
+    say(f"adding {size.old:,} old customers")
+    bench.events.ask("fill", dag_id="bench_receiver", uri="bankconnect://webhook/bench_burst", rows=size.old)
     pause("settling", size.settle)
-    if "look" in only:
-        readings.first, *readings.looks = bench.look()
+    if "poke" in only:
+        readings.first, *readings.pokes = bench.poke()
     if "wait" in only:
         readings.events, readings.ends = bench.wait()
     spread = {"over": size.over, "in_flight": size.in_flight}
@@ -400,12 +404,12 @@ def on_postgres(bench: Bench, only: set[str], readings: Readings) -> None:
     few = {"over": size.over, "in_flight": FEW}
     thrice = {"over": size.again / 10, "in_flight": FEW, "times": 3}
     for case, how, name, count, more in (
-        ("doorbell", "doorbell", "the doorbell", size.burst, spread),
+        ("receiver", "receiver", "the webhook receiver", size.burst, spread),
         ("keyed_few", "keyed", f"Airflow's own, with a partition key, {FEW} in flight", size.burst, few),
         ("plain_few", "plain", f"Airflow's own, plain, {FEW} in flight", size.burst, few),
         ("keyed", "keyed", "Airflow's own, with a partition key", size.burst, spread),
         ("plain", "plain", "Airflow's own, plain", size.burst, spread),
-        ("again", "doorbell", "the doorbell, three statements of each customer", size.again, thrice),
+        ("again", "receiver", "the webhook receiver, three statements of each customer", size.again, thrice),
         ("again_keyed", "keyed", "Airflow's own with a key, three of each customer", size.again, thrice),
     ):
         if case in only:
@@ -416,10 +420,10 @@ def on_postgres(bench: Bench, only: set[str], readings: Readings) -> None:
 
 
 def on_sqlite(bench: Bench, only: set[str], readings: Readings) -> None:
-    """Measure what a small Airflow takes at once."""
+    """Run the cases on SQLite: many POSTs at once."""
     count = bench.size.together
     for case, how, name in (
-        ("sqlite", "doorbell", "the doorbell, SQLite, all at once"),
+        ("sqlite", "receiver", "the webhook receiver, SQLite, all at once"),
         ("sqlite_keyed", "keyed", "Airflow's own, with a partition key, SQLite, all at once"),
     ):
         if case in only:
@@ -430,11 +434,11 @@ def on_sqlite(bench: Bench, only: set[str], readings: Readings) -> None:
 
 @contextlib.contextmanager
 def airflow(size: Size, vendor: Helper, connection: dict[str, Any], database: str | None) -> Iterator[Bench]:
-    """Run an Airflow with a doorbell for as long as the ``with`` lasts."""
-    home, dags = HOME / "doorbell", HOME / "doorbell" / "dags"
+    """Run an Airflow with a webhook receiver for as long as the ``with`` lasts."""
+    home, dags = HOME / "receiver", HOME / "receiver" / "dags"
     shutil.rmtree(home, ignore_errors=True)
     dags.mkdir(parents=True)
-    for file in (ROOT / "dags" / "bankconnect_on_webhook.py", HERE / "doorbell_dags.py"):
+    for file in (ROOT / "dags" / "bankconnect_on_webhook.py", HERE / "receiver_dags.py"):
         shutil.copy(file, dags)
     ca_file = connection["ca_file"]
     ours = json.dumps({name: connection[name] for name in ("conn_type", "host", "password", "extra")})
@@ -459,11 +463,11 @@ def airflow(size: Size, vendor: Helper, connection: dict[str, Any], database: st
 
 
 def write_table(size: Size, readings: Readings) -> str:
-    """Write the tables: what was wanted, the bursts side by side, and every figure."""
+    """Return the tables: the goals, the bursts side by side, and every figure."""
     measured = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} on {machine.describe()}, everything on the one machine: Airflow 3.3.2, "
-        "one API server process over HTTPS, scheduler, triggerer, DAG processor, the vendor and who posts. Postgres "
-        f"without fsync, with {size.old:,} customers of old: each an event, a partition row, a run."
+        "one API server process over HTTPS, scheduler, triggerer, DAG processor, the sandbox and the client. Postgres "
+        f"without fsync, with {size.old:,} old customers: each an event, a partition row, a run."
     )
     lines = [
         measured,
@@ -487,7 +491,7 @@ def write_table(size: Size, readings: Readings) -> str:
             f"{burst.cpu['api-server']:.1f}; {burst.cpu['scheduler']:.1f} | "
             f"{served['served']:,}, the last after {burst.served_after:.0f} s | {served['stranded']:,} |"
         )
-    for name, values in (("first looks", readings.looks), ("events", readings.events), ("ends", readings.ends)):
+    for name, values in (("first pokes", readings.pokes), ("events", readings.events), ("ends", readings.ends)):
         if values:
             raw.append(f"{name}: " + ", ".join(f"{value:.2f}" for value in sorted(values)))
     if readings.wrong:
@@ -496,7 +500,7 @@ def write_table(size: Size, readings: Readings) -> str:
 
 
 def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
-    """Give each goal, and what became of it."""
+    """Yield each goal, and what was measured."""
 
     def verdict(met: bool, found: str) -> str:  # noqa: FBT001 - read as a sentence
         return found if met else f"{found}: **not met**"
@@ -505,8 +509,8 @@ def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
         middle, most = statistics.median(values), percentile(values, 90)
         return verdict(middle < 2, f"median {middle:.2f} s, p90 {most:.2f} s ({len(values)})")
 
-    if readings.looks:
-        yield "POST to the first look of the new run, idle", "median under 2 s", seconds(readings.looks)
+    if readings.pokes:
+        yield "POST to the first poke of the new run, idle", "median under 2 s", seconds(readings.pokes)
         yield "— the very first after a start", "", f"{readings.first:.1f} s"
     if readings.ends:
         yield (
@@ -515,7 +519,7 @@ def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
             seconds(readings.ends),
         )
         yield "— the triggerer's event is in the database", "", seconds(readings.events)
-    if burst := readings.bursts.get("doorbell"):
+    if burst := readings.bursts.get("receiver"):
         served, total = burst.served, burst.asked
         what = f"{total:,} POSTs in {size.over:g} s, {size.in_flight} in flight, {size.old:,} old partition rows"
         yield what, "every one 200", verdict(burst.is_all_200, in_words(burst.statuses))
@@ -549,7 +553,7 @@ def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
         alive = bool(burst.health) and set(burst.health.values()) == {"runs", "healthy"}
         bad = {part: state for part, state in burst.health.items() if state not in {"runs", "healthy"}}
         yield (
-            f"— {size.afterwards:.0f} s later all of Airflow lives, its heartbeats are fresh",
+            f"— {size.afterwards:.0f} s later all parts of Airflow run, with recent heartbeats",
             "all",
             verdict(alive, "all" if alive else ", ".join(f"{part} {state}" for part, state in bad.items())),
         )
@@ -571,29 +575,29 @@ def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Give the value that so many percent do not exceed."""
+    """Return the value that so many percent do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * share // 100) - 1)]
 
 
 def in_words(statuses: Counter[int]) -> str:
-    """Say how many answers of each status there were."""
+    """Return the number of answers of each status, in words."""
     return ", ".join(f"{count:,} answered {status or 'nothing'}" for status, count in sorted(statuses.items()))
 
 
 def ms(seconds: float) -> str:
-    """Say it in milliseconds."""
+    """Format seconds as milliseconds."""
     return f"{1000 * seconds:.0f} ms"
 
 
 def pause(what: str, seconds: float) -> None:
-    """Let time go by, and say so."""
+    """Sleep, and print why."""
     say(f"{what}, for {seconds:.0f} s")
     time.sleep(seconds)
 
 
 def say(what: str) -> None:
-    """Tell who watches."""
+    """Print a line with the seconds since the start."""
     print(f"{time.monotonic() - STARTED:6.1f} s  {what}", flush=True)
 
 

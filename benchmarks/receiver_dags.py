@@ -1,4 +1,4 @@
-"""The DAGs of the doorbell's benchmark. Airflow reads a copy, beside the shipped `bankconnect_on_webhook`."""
+"""The DAGs of the webhook receiver's benchmark. Airflow reads a copy, beside the shipped `bankconnect_on_webhook`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ with DAG(dag_id="bench_wait", schedule=None, start_date=START, max_active_runs=1
         poke_interval=600,
         timeout=timedelta(hours=6),
         deferrable=True,
-        # Airflow keeps events of an asset that some DAG names. That no DAG is scheduled by it leaves the wait alone.
+        # Airflow keeps only the events of assets that a DAG names. This one starts no DAG.
         inlets=[webhook_asset("bench_waits")],
     )
 
-# Runs, and no worker: what is measured is that each customer gets one.
+# Runs without work: the benchmark counts the runs of each customer.
 for name, schedule in (
-    ("bench_doorbell", PartitionedAssetTimetable(assets=webhook_asset("bench_burst"))),
+    ("bench_receiver", PartitionedAssetTimetable(assets=webhook_asset("bench_burst"))),
     ("bench_keyed", PartitionedAssetTimetable(assets=Asset("bench://own/keyed"))),
     ("bench_plain", [Asset("bench://own/plain")]),
 ):

@@ -1,4 +1,4 @@
-"""The doorbell as Airflow's API server has it, the database behind it, and those who ring it, byte for byte."""
+"""The webhook receiver as Airflow's API server mounts it, its database, and a client that controls each byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from airflow_provider_bankconnect.receiver import address
-from airflow_provider_bankconnect.receiver.plugin import Doorbell
+from airflow_provider_bankconnect.receiver.plugin import WebhookReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 TOKEN = "current-token-of-the-tests"
 PREVIOUS = "previous-token-of-the-tests"
 CONN_ID = "bankconnect_default"
-# A connection may have such a name.
+# A valid connection id that must be escaped in a URL.
 ODD = "odd/account:#1.(b)"
-# To be had by DAGs below, but no DAG knows it.
-LONELY = "lonely"
-NEEDS = pytest.mark.skipif(not address.is_supported(), reason="needs Airflow 3.2")
+# A connection whose asset schedules no DAG.
+NO_DAG = "no_dag"
+NEEDS_3_2 = pytest.mark.skipif(not address.is_supported(), reason="needs Airflow 3.2")
 DAGS = f"""
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ for dag_id, conn_id in (("first", {CONN_ID!r}), ("odd", {ODD!r}), ("odd_too", {O
     with DAG(dag_id=dag_id, schedule=PartitionedAssetTimetable(assets=webhook_asset(conn_id))):
         EmptyOperator(task_id="work")
 """
-# What takes longer hangs.
-_LONGEST = 120.0
+# Only ends a hang.
+_HANG_SECONDS = 300.0
 JSON = ("content-type", "application/json")
 
 
 def statement(**changes: Any) -> dict[str, Any]:
-    """What BankConnect sends of a completed statement."""
+    """Return the webhook of a completed statement."""
     usual = {"entity_id": "entity-1", "statement_id": "statement-1", "link_id": "loan-1"}
     return usual | {"progress": "completed", "reason": ""} | changes
 
@@ -61,7 +61,7 @@ def path_to(conn_id: str = CONN_ID, token: str = TOKEN) -> str:
 
 
 class Database:
-    """Airflow's database, seen through connections that Airflow knows nothing of."""
+    """Airflow's database, through connections that are not Airflow's."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -80,35 +80,35 @@ class Database:
             connection.execute(text(sql), values)
 
     @contextmanager
-    def held(self, sql: str, *, kept: bool = False) -> Iterator[None]:
-        """Change something, and keep all locks until the end; then take it back, unless it is to be kept."""
+    def locked(self, sql: str, *, commit: bool = False) -> Iterator[None]:
+        """Execute a statement and hold its locks, then roll back or commit."""
         with self._engine.connect() as connection:
             connection.execute(text(sql))
             yield
-            if kept:
+            if commit:
                 connection.commit()
 
     @property
     def events(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """All rings: the asset's URI, the partition key and the extra, in the order of their ids."""
+        """The recorded events as (URI of the asset, partition key, extra), in the order of their ids."""
         sql = "select uri, partition_key, asset_event.extra from asset_event join asset on asset.id = asset_id"
         rows = self.query(f"{sql} order by asset_event.id")
         return [(uri, key, json.loads(extra) if isinstance(extra, str) else extra) for uri, key, extra in rows]
 
     @property
-    def rung(self) -> list[str]:
-        """Statements of all rings."""
+    def recorded(self) -> list[str]:
+        """The statement ids of the recorded events."""
         return [extra["statement_id"] for _, _, extra in self.events]
 
     @property
     def runs(self) -> list[tuple[str, str]]:
-        """What Airflow's scheduler is to start: the DAG and the partition."""
+        """The runs that Airflow's scheduler is to start, as (dag_id, partition key)."""
         return self.query("select target_dag_id, partition_key from asset_partition_dag_run order by id")
 
 
 @contextmanager
 def airflow_uses(url: str) -> Iterator[None]:
-    """Have Airflow, in this process, use a database."""
+    """Configure Airflow, in this process, to use a database."""
     from airflow import settings  # noqa: PLC0415 - a test that is skipped needs none
 
     def connect() -> None:
@@ -127,14 +127,17 @@ def airflow_uses(url: str) -> Iterator[None]:
 
 
 def api_server() -> Any:
-    """Mount a fresh doorbell as Airflow does, with what Airflow has around all its apps."""
+    """Return a new webhook receiver, mounted as in Airflow and behind Airflow's middlewares."""
     from airflow.api_fastapi.auth.middlewares.refresh_token import JWTRefreshMiddleware  # noqa: PLC0415 - see above
     from airflow.api_fastapi.common.http_access_log import HttpAccessLogMiddleware  # noqa: PLC0415
     from fastapi import FastAPI  # noqa: PLC0415
     from starlette.middleware.gzip import GZipMiddleware  # noqa: PLC0415
 
+    # Not with the first request: the import takes seconds, and clients have timeouts.
+    import airflow_provider_bankconnect.receiver.app  # noqa: F401, PLC0415
+
     app = FastAPI()
-    app.mount(address.PREFIX, Doorbell())
+    app.mount(address.PREFIX, WebhookReceiver())
     app.add_middleware(JWTRefreshMiddleware)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     app.add_middleware(HttpAccessLogMiddleware)
@@ -142,7 +145,7 @@ def api_server() -> Any:
 
 
 class Answer(NamedTuple):
-    """What came back, and how many pieces of the body had been read."""
+    """A response, and how many pieces of the request's body the app had read."""
 
     status: int
     headers: dict[str, str]
@@ -162,7 +165,7 @@ CUT_OFF = object()
 
 @dataclass
 class Caller:
-    """Sends requests to an app as a server does that has read them from a socket."""
+    """Calls an ASGI app as a server does."""
 
     app: Any
 
@@ -175,13 +178,10 @@ class Caller:
         headers: Iterable[tuple[str, str]] = (),
         root_path: str = "",
     ) -> Answer:
-        """Send one, its body in pieces: bytes, seconds to sleep, or CUT_OFF.
-
-        :raises Exception: what the app lets out.
-        """
-        source, read, over = iter(pieces), 0, asyncio.Event()
+        """Send a request, its body in pieces: bytes, seconds to sleep, or CUT_OFF for a disconnect."""
+        source, read, answered = iter(pieces), 0, asyncio.Event()
         path, _, query = path.partition("?")
-        # As uvicorn does.
+        # As uvicorn sets it.
         raw = path.encode("ascii")
         scope = {
             "type": "http",
@@ -197,7 +197,7 @@ class Caller:
             "client": ("127.0.0.1", 50000),
             "server": ("localhost", 8080),
         }
-        said: list[Any] = []
+        messages: list[Any] = []
         ended = False
 
         async def receive() -> dict[str, Any]:
@@ -212,43 +212,45 @@ class Caller:
             if not ended:
                 ended = True
                 return {"type": "http.request", "body": b"", "more_body": False}
-            # A client that has said all waits for the answer.
-            await over.wait()
+            # The client keeps the connection until it has the response.
+            await answered.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            said.append(message)
+            messages.append(message)
 
         try:
-            async with asyncio.timeout(_LONGEST):
+            async with asyncio.timeout(_HANG_SECONDS):
                 await self.app(scope, receive, send)
         finally:
-            over.set()
-        start, *rest = said
+            answered.set()
+        start, *rest = messages
         assert start["type"] == "http.response.start"
         assert not rest[-1].get("more_body")
-        answered = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
-        return Answer(start["status"], answered, b"".join(part["body"] for part in rest), read)
+        decoded = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
+        return Answer(start["status"], decoded, b"".join(part["body"] for part in rest), read)
 
     async def post(self, body: Any, *, conn_id: str = CONN_ID, token: str = TOKEN) -> Answer:
-        """Ring as BankConnect does."""
+        """Send a webhook as BankConnect does."""
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = [JSON, ("content-length", str(len(sent)))]
         return await self.send(path_to(conn_id, token), [sent], headers=headers)
 
-    async def tell(self, how: str, rings: Any, *, conn_id: str = CONN_ID, token: str = TOKEN) -> Answer:
-        """Ring as Airflow's own parts do."""
-        knock = ("authorization", f"Bearer {address.knock(token)}")
-        body = json.dumps({"how": how, "rings": rings}).encode()
-        return await self.send(f"{address.PREFIX}/rings/{quote(conn_id, safe='')}", [body], headers=[JSON, knock])
+    async def post_events(self, how: str, events: Any, *, conn_id: str = CONN_ID, token: str = TOKEN) -> Answer:
+        """Send events as a task does."""
+        internal_token = ("authorization", f"Bearer {address.internal_token(token)}")
+        body = json.dumps({"how": how, "events": events}).encode()
+        return await self.send(
+            f"{address.PREFIX}/events/{quote(conn_id, safe='')}", [body], headers=[JSON, internal_token]
+        )
 
 
 class Front:
-    """An app before the app: it notes what is asked, and can answer in its place."""
+    """Keeps the requests to an app, and can answer in its place."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self.instead: tuple[int, dict[str, str], bytes] | None = None
@@ -256,18 +258,18 @@ class Front:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        self.asked.append(f"{scope['method']} {scope['path']}?{scope['query_string'].decode()}".rstrip("?"))
+        self.requests.append(f"{scope['method']} {scope['path']}?{scope['query_string'].decode()}".rstrip("?"))
         self.headers.append({name.decode(): value.decode("latin-1") for name, value in scope["headers"]})
         if self.instead is None:
             number = len(self.bodies)
             self.bodies.append(b"")
 
-            async def noting() -> Any:
+            async def keep_body() -> Any:
                 message = await receive()
                 self.bodies[number] += message.get("body", b"")
                 return message
 
-            return await self.app(scope, noting, send)
+            return await self.app(scope, keep_body, send)
         status, headers, body = self.instead
         while (await receive()).get("more_body"):
             pass
@@ -279,7 +281,7 @@ class Front:
 
 
 class Served:
-    """A doorbell that serves HTTPS on loopback, in a thread; without a certificate it serves HTTP."""
+    """A webhook receiver that serves HTTPS on loopback, in a thread; HTTP if it has no certificate."""
 
     def __init__(self, certificate: Path | None = None, key: Path | None = None) -> None:
         import uvicorn  # noqa: PLC0415 - a test that is skipped needs none
@@ -300,27 +302,27 @@ class Served:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        until = time.monotonic() + 60
+        end = time.monotonic() + _HANG_SECONDS
         while not self._server.started:
             assert self._thread.is_alive()
-            assert time.monotonic() < until
+            assert time.monotonic() < end
             time.sleep(0.01)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # An error that was raised has kept its connection. One that nobody ends takes TLS half a minute to end.
+        # The traceback of a client's error can keep its connection open. Closing that from here takes TLS 30 seconds.
         gc.collect()
-        until = time.monotonic() + 5
-        while self.connections and time.monotonic() < until:
+        end = time.monotonic() + 5
+        while self.connections and time.monotonic() < end:
             time.sleep(0.01)
         self._server.should_exit = True
-        self._thread.join(60)
+        self._thread.join(_HANG_SECONDS)
         self.socket.close()
         assert not self._thread.is_alive()
 
 
-async def until(condition: Callable[[], Any], *, seconds: float = 30.0) -> None:
-    """Wait for what has to come; only its own time is lost where it does not."""
+async def until(condition: Callable[[], Any], *, seconds: float = _HANG_SECONDS) -> None:
+    """Wait for a condition."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in other threads, too
+        while not condition():  # noqa: ASYNC110 - other threads change it, too
             await asyncio.sleep(0.01)

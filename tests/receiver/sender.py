@@ -1,4 +1,4 @@
-"""A second API server's doorbell: a process that rings at its own, on the word, and prints what came of it."""
+"""A second API server: reads a line from stdin, posts webhooks to its own receiver, and prints the counted answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 import sys
 from collections import Counter
 
-from doorbells import Caller, api_server, statement
+from receivers import Caller, api_server, statement
 
 
 async def main() -> None:
-    """Ring for so many statements, each twice, all at once."""
+    """Post the webhooks of ``sys.argv[1]`` statements at once, each twice."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     caller, count = Caller(api_server()), int(sys.argv[1])

@@ -1,4 +1,4 @@
-"""A DAG of careless code: it tells both keys, and Airflow's masker has to make up for that, in a real worker."""
+"""A DAG that prints and logs both keys. Airflow's masker must mask them in a real worker."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 
-with DAG(dag_id="tell_keys", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), catchup=False):
+with DAG(dag_id="print_keys", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), catchup=False):
 
     @task
-    def tell() -> None:
-        """Print them, and log them."""
+    def print_keys() -> None:
+        """Print and log both keys."""
         with BankConnectHook() as hook:
             settings = hook.settings
         for name, key in (("api_key", settings.api_key), ("server_hash", settings.server_hash)):
@@ -22,4 +22,4 @@ with DAG(dag_id="tell_keys", schedule=None, start_date=pendulum.datetime(2026, 1
             logging.getLogger("careless").warning("logged %s: %s.", name, key)
         sys.stdout.flush()
 
-    tell()
+    print_keys()

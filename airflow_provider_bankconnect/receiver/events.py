@@ -1,0 +1,313 @@
+"""Webhook events in Airflow's database: recorded as asset events in groups, and read back for the event feed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+import tenacity
+from airflow.assets.manager import asset_manager
+from airflow.models.asset import AssetEvent, AssetModel, AssetPartitionDagRun
+from airflow.utils.session import create_session
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from sqlalchemy import event as sql_event
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import with_loader_criteria
+
+from airflow_provider_bankconnect.receiver import address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sqlalchemy.orm import ORMExecuteState, Session
+
+_log = logging.getLogger(__name__)
+# With more events in the queue, BankConnect would give up before the last one is recorded.
+_MAX_QUEUED: Final = 1000
+# An event takes some milliseconds, and later ones wait for the whole group.
+_GROUP_SIZE: Final = 20
+_MAX_FEED: Final = 5000
+# A request for new events is held open for up to this many seconds until an event arrives (long polling).
+_LONG_POLL_SECONDS: Final = 1.0
+# A triggerer's first request gets the events of this period.
+_RECENT: Final = timedelta(minutes=2)
+_HAS_CALLBACK_SINK: Final = "callback_sink" in inspect.signature(asset_manager.register_asset_change).parameters
+
+
+def _refuse_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must have no NUL")
+    return value
+
+
+def _blank_for_none(value: object) -> object:
+    return "" if value is None else value
+
+
+def _none_for_blank(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+# BankConnect's ids are UUIDs, and its links have up to 500 characters.
+Id: TypeAlias = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_refuse_nul)]
+
+
+class WebhookEvent(BaseModel):
+    """The five fields of a webhook; all others are dropped. Source: "Receiving payload".
+
+    ``statement_id`` is ``""`` for an attempt that failed before any upload, ``link_id`` None for an upload without one.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
+
+    entity_id: Annotated[Id, StringConstraints(pattern=r"\S")]
+    statement_id: Annotated[Id, BeforeValidator(_blank_for_none)]
+    link_id: Annotated[Id | None, BeforeValidator(_none_for_blank)]
+    progress: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_refuse_nul)]
+    reason: Annotated[str, BeforeValidator(_blank_for_none), AfterValidator(_refuse_nul)] = ""
+
+    @property
+    def key(self) -> str:
+        """The partition key of the customer."""
+        return address.partition_key(self.link_id, self.entity_id)
+
+    @property
+    def completion(self) -> Completion | None:
+        """The completed statement, which is recorded once; None for any other event."""
+        if self.progress.lower() == "completed" and self.statement_id.strip():
+            return (self.link_id, self.entity_id, self.statement_id)
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.key!r}: statement {self.statement_id!r} of entity {self.entity_id!r} is {self.progress!r}"
+
+
+Completion: TypeAlias = tuple[str | None, str, str]
+
+
+class Outcome(Enum):
+    """What the receiver did with an event."""
+
+    RECORDED = "recorded"
+    DUPLICATE = "duplicate"
+    NO_LISTENER = "no_listener"
+    FAILED = "failed"
+
+
+@dataclass
+class _Queued:
+    conn_id: str
+    event: WebhookEvent
+    again: bool
+    outcome: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Writer:
+    """Queues events and records them in groups, one transaction for each group. One writer for each process.
+
+    Many short transactions at once exhaust the connection pool of a PostgreSQL, and block the scheduler on SQLite.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[_Queued] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._recorded = asyncio.Event()
+        self._recorded_at: datetime | None = None
+
+    def is_full(self, more: int = 1) -> bool:
+        """Return whether the queue has no room for that many more."""
+        return len(self._queue) + more > _MAX_QUEUED
+
+    async def write(self, conn_id: str, events: Sequence[WebhookEvent], *, again: bool = False) -> list[Outcome]:
+        """Record events; returns when each is committed or has failed.
+
+        :param again: record completed statements even if they are recorded already.
+        """
+        queued = [_Queued(conn_id, event, again) for event in events]
+        self._queue.extend(queued)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._write_queue())
+        return await asyncio.gather(*(one.outcome for one in queued))
+
+    async def wait_for_event(self, after: datetime) -> None:
+        """Wait for this process to record an event, for a limited time; return at once if it did so after ``after``."""
+        if self._recorded_at is None or self._recorded_at < after:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._recorded.wait(), _LONG_POLL_SECONDS)
+
+    async def _write_queue(self) -> None:
+        while self._queue:
+            conn_id = self._queue[0].conn_id
+            group: list[_Queued] = []
+            while self._queue and len(group) < _GROUP_SIZE and self._queue[0].conn_id == conn_id:
+                group.append(self._queue.popleft())
+            try:
+                outcomes = await asyncio.to_thread(write_group, conn_id, [(one.event, one.again) for one in group])
+            except Exception:  # noqa: BLE001 - each request of the group must be answered
+                _log.exception("The database recorded none of %d webhook events of %r", len(group), conn_id)
+                outcomes = [Outcome.FAILED] * len(group)
+            if Outcome.RECORDED in outcomes:
+                self._recorded_at = datetime.now(UTC)
+                self._recorded.set()
+                self._recorded = asyncio.Event()
+            for one, outcome in zip(group, outcomes, strict=True):
+                # It is done already if the client has disconnected.
+                if not one.outcome.done():
+                    one.outcome.set_result(outcome)
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(OperationalError),
+    stop=tenacity.stop_after_attempt(4),
+    wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
+    reraise=True,
+)
+def write_group(conn_id: str, events: Sequence[tuple[WebhookEvent, bool]]) -> list[Outcome]:
+    """Record events of one connection in one transaction, with a savepoint for each.
+
+    :param events: each with whether to record it even if it is recorded already.
+    :raises sqlalchemy.exc.DBAPIError: the transaction failed, so nothing is recorded.
+    """
+    outcomes: list[Outcome] = []
+    callbacks: list[Callable[[], None]] = []
+    more: dict[str, Any] = {"callback_sink": callbacks} if _HAS_CALLBACK_SINK else {}
+    with create_session(scoped=False) as session:
+        asset = _find_asset(session, conn_id)
+        if asset is None:
+            return [Outcome.NO_LISTENER] * len(events)
+        _lock_asset(session, asset.id)
+        _lock_pending_runs(session, {event.key for event, _ in events})
+        recorded = completions(session, asset.id, (event for event, again in events if not again))
+        for event, again in events:
+            if event.completion in recorded and not again:
+                outcomes.append(Outcome.DUPLICATE)
+                continue
+            try:
+                with session.begin_nested():
+                    made = asset_manager.register_asset_change(
+                        asset=asset, extra=event.model_dump(), partition_key=event.key, session=session, **more
+                    )
+            except OperationalError:
+                # A lock or a lost connection, which concerns the whole group.
+                raise
+            except Exception:  # noqa: BLE001 - a bad event, or an Airflow listener that raises: record the others
+                _log.exception("Could not record one webhook event of %r", conn_id)
+                made = None
+            outcomes.append(Outcome.FAILED if made is None else Outcome.RECORDED)
+            if made is not None and event.completion:
+                recorded.add(event.completion)
+        if Outcome.RECORDED in outcomes:
+            _warn_if_paused(conn_id, asset)
+    for callback in callbacks:
+        callback()
+    return outcomes
+
+
+def missing(conn_id: str, events: Sequence[WebhookEvent]) -> list[WebhookEvent]:
+    """Return the events of completed statements that are not recorded."""
+    with create_session(scoped=False) as session:
+        asset = _find_asset(session, conn_id)
+        recorded = completions(session, asset.id, events) if asset else set()
+    return [event for event in events if event.completion and event.completion not in recorded]
+
+
+def completions(session: Session, asset_id: int, events: Iterable[WebhookEvent]) -> set[Completion]:
+    """Return the recorded completed statements of the customers of these events."""
+    keys = {event.key for event in events if event.completion}
+    if not keys:
+        return set()
+    query = select(AssetEvent.extra).where(AssetEvent.asset_id == asset_id, AssetEvent.partition_key.in_(keys))
+    recorded = map(_read_back, session.scalars(query))
+    return {event.completion for event in recorded if event and event.completion}
+
+
+def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, WebhookEvent]]]:
+    """Return the time now, and the events of all connections since then, as ``(number, conn_id, event)``.
+
+    Newest first. If there are too many, the oldest are left out, and their waits poke at the usual time.
+    """
+    now = datetime.now(UTC)
+    query = (
+        select(AssetEvent.id, AssetEvent.extra, AssetModel.uri)
+        .join(AssetModel, AssetModel.id == AssetEvent.asset_id)
+        .where(AssetModel.uri.startswith(address.ASSET_PREFIX), AssetEvent.timestamp >= (since or now - _RECENT))
+        .order_by(AssetEvent.timestamp.desc(), AssetEvent.id.desc())
+        .limit(_MAX_FEED)
+    )
+    with create_session(scoped=False) as session:
+        rows = session.execute(query).all()
+    found = [(row.id, address.conn_id_of(row.uri), _read_back(row.extra)) for row in rows]
+    return now, [(number, conn_id, event) for number, conn_id, event in found if event]
+
+
+def is_known_connection(conn_id: str) -> bool:
+    """Return whether the API server finds a connection of that name."""
+    from airflow.models.connection import Connection  # noqa: PLC0415 - rarely needed
+
+    try:
+        Connection.get_connection_from_secrets(conn_id)
+    except Exception:  # noqa: BLE001 - a secrets backend may raise anything
+        return False
+    return True
+
+
+def _find_asset(session: Session, conn_id: str) -> AssetModel | None:
+    query = select(AssetModel).where(AssetModel.uri == address.asset_uri(conn_id), AssetModel.active.has())
+    found: AssetModel | None = session.scalar(query.limit(1))
+    return found
+
+
+def _lock_asset(session: Session, asset_id: int) -> None:
+    """Keep all other processes from recording events of this asset until the transaction ends.
+
+    Airflow takes the same lock on the same row next, so the order of locks is always the same.
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        # SQLite has no row locks: any write locks the database.
+        session.execute(update(AssetModel).where(AssetModel.id == asset_id).values(id=AssetModel.id))
+    else:
+        session.execute(select(AssetModel.id).where(AssetModel.id == asset_id).with_for_update(key_share=True))
+
+
+def _lock_pending_runs(session: Session, keys: set[str]) -> None:
+    """Keep the scheduler from creating these customers' runs, after waiting for those that it is creating.
+
+    Else Airflow could add an event to a run that the scheduler has just created, and no run would get the event.
+    """
+    pending = select(AssetPartitionDagRun.id).where(
+        AssetPartitionDagRun.partition_key.in_(keys), AssetPartitionDagRun.created_dag_run_id.is_(None)
+    )
+    # Without effect on SQLite, which has one writer at a time.
+    locked = session.scalars(pending.order_by(AssetPartitionDagRun.id).with_for_update()).all()
+    # For each event, Airflow searches the pending run in a table that has no index for this and is never cleaned up.
+    # With 100,000 rows that is half of the time of an event, so the search is limited to these rows and newer ones.
+    latest = session.scalar(select(func.max(AssetPartitionDagRun.id))) or 0
+    narrowed = with_loader_criteria(AssetPartitionDagRun, AssetPartitionDagRun.id >= min(locked, default=latest + 1))
+
+    @sql_event.listens_for(session, "do_orm_execute")
+    def narrow(state: ORMExecuteState) -> None:
+        if state.is_select:
+            state.statement = state.statement.options(narrowed)
+
+
+def _warn_if_paused(conn_id: str, asset: AssetModel) -> None:
+    paused = [reference.dag_id for reference in asset.scheduled_dags if reference.dag.is_paused]
+    if paused and len(paused) == len(asset.scheduled_dags):
+        advice = "unpause one, then run BankConnectCatchUpOperator(again=True)"
+        _log.warning("Webhook events of %r start no run, paused are: %s; %s", conn_id, ", ".join(paused), advice)
+
+
+def _read_back(extra: object) -> WebhookEvent | None:
+    """Return the webhook event of an asset event's extra, or None if somebody else created the asset event."""
+    try:
+        return WebhookEvent.model_validate(extra)
+    except ValidationError:
+        return None

@@ -1,0 +1,395 @@
+"""The rules of a wait: when to poke next, when to give up, and what to log.
+
+Pure: no I/O, no clock, no Airflow. A driver (a sensor on a worker, a trigger in an event loop) executes the action that
+:meth:`Wait.next` returns, reports what it learned, and asks for the next action, until that is an :class:`End`.
+
+- **A poke** happens every ``poke_interval`` seconds, and never less than one second after the answer to the last one.
+- **A 429 or another error** does not end a wait. The next poke waits for the ``Retry-After`` that BankConnect sent,
+  and for a back-off that grows with each error in a row. Only wrong keys, a wrong ``timezone`` and, at the first poke,
+  a certificate that does not verify are final.
+- **A webhook event** makes the next poke earlier, never later, and decides nothing.
+- **At the deadline** the wait pokes one last time, then it times out. The last poke is left out only while a pause of
+  at most ten minutes that BankConnect asked for is not over.
+- **A 404** means "nothing there yet". After five minutes of 404, and at the deadline, a test call finds out whether the
+  path in the connection's host is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
+
+from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.explain import clock, in_short, not_yet
+from airflow_provider_bankconnect.gate import OnFailed, Row, Verdict, check_on_failed
+
+if TYPE_CHECKING:
+    from typing import NotRequired
+
+    from airflow_provider_bankconnect.gate import Gate
+
+# Seconds between an answer and the next poke, at least.
+MIN_INTERVAL: Final = 1.0
+# The last poke may take this many seconds; Airflow's own deferral timeout is two minutes after the deadline.
+LAST_POKE_SECONDS: Final = 60.0
+# Only a pause of at most this many seconds keeps the last poke from being made.
+LONGEST_LAST_PAUSE: Final = 600.0
+# After a restart of the triggerer the overdue pokes of all waits are spread over this many seconds.
+SPREAD_SECONDS: Final = 60.0
+# An event wakes no wait in its first seconds: a task that returns before the scheduler has seen it defer fails with
+# "state mismatch" (seen on Airflow 3.2.2).
+SETTLING_SECONDS: Final = 5.0
+# An event may arrive before BankConnect's own record shows the statement: poke again after these seconds.
+ECHO_SECONDS: Final = (2.0, 5.0, 20.0)
+# 404 for this long is taken for "nothing there yet"; then the test call is made.
+NOT_FOUND_PATIENCE: Final = timedelta(minutes=5)
+# This many errors in a row, of any waits, hold back all waits of a connection.
+SHARED_STREAK: Final = 3
+WRONG_PATH: Final = "even the test call gets HTTP 404: check the path in the connection's host"
+_LONGEST_INTERVAL: Final = 1e9
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Poke:
+    """Poke at ``at``. Cancel the poke at ``until`` if the driver can, and ask for the next action."""
+
+    at: datetime
+    until: datetime
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class TestCall:
+    """Make the test call now, as a :class:`Poke`, and report its outcome with :meth:`Wait.tested`."""
+
+    until: datetime
+    is_last: bool = False
+    __test__ = False  # for pytest, which takes the name for a test's
+
+
+@dataclass(frozen=True)
+class End:
+    """The wait is over: ``status`` and ``because`` say how and why, ``error`` is the final error of ``"error"``."""
+
+    status: Literal["passed", "failed", "timeout", "error"]
+    because: str
+    rows: tuple[Row, ...] = ()
+    error: Exception | None = None
+
+
+Action: TypeAlias = Poke | TestCall | End
+
+
+class Line(NamedTuple):
+    """A line for the task's log."""
+
+    level: Literal["info", "warning"]
+    text: str
+
+
+class Pause(NamedTuple):
+    """A pause that BankConnect asked for: how many ``seconds``, and ``until`` when."""
+
+    seconds: float
+    until: datetime
+
+
+class WaitArguments(TypedDict):
+    """A wait as an argument of a trigger. Times are aware, or ISO 8601 text.
+
+    :param deadline: when the wait ends. Absolute: a restarted triggerer keeps it.
+    :param poke_interval: seconds between two pokes; never under one.
+    :param exponential_backoff: double the time between two pokes each time.
+    :param max_wait: maximum seconds between two pokes.
+    :param on_failed: with ``"wait"`` a failed verdict does not end the wait.
+    :param silent_fail: continue after errors that are final otherwise.
+    :param started: when the wait began, on the worker.
+    :param next_poke: when to poke next; now if left out.
+    :param paused: seconds of the last pause that BankConnect asked for.
+    :param paused_until: when that pause is over.
+    :param pokes: how often the worker has poked.
+    :param seen: the result of that, in words without customer data.
+    :param logged: 16-bit checksum of the line that was logged last, so that it is not logged again.
+    """
+
+    deadline: datetime | str
+    poke_interval: NotRequired[float]
+    exponential_backoff: NotRequired[bool]
+    max_wait: NotRequired[float | None]
+    on_failed: NotRequired[OnFailed]
+    silent_fail: NotRequired[bool]
+    started: NotRequired[datetime | str | None]
+    next_poke: NotRequired[datetime | str | None]
+    paused: NotRequired[float]
+    paused_until: NotRequired[datetime | str | None]
+    pokes: NotRequired[int]
+    seen: NotRequired[str]
+    logged: NotRequired[int | None]
+
+
+class Wait:
+    """One wait: its pace, and how far it has come.
+
+    Every ``now`` is an aware time that never goes back; every ``dice`` is a random number from [0, 1).
+
+    :param gate: what is waited for.
+    :param now: the present time.
+    :param arguments: the pace, and the state of a wait that continues.
+    :param is_new: whether the next poke is the first of the whole wait.
+    """
+
+    def __init__(self, gate: Gate, now: datetime, arguments: WaitArguments, *, is_new: bool = True) -> None:
+        self.gate = gate
+        self.deadline = _moment(arguments["deadline"])
+        self.poke_interval = arguments.get("poke_interval", 60.0)
+        self.exponential_backoff = arguments.get("exponential_backoff", False)
+        self.max_wait = arguments.get("max_wait")
+        self.on_failed = check_on_failed(arguments.get("on_failed", "fail"))
+        self.silent_fail = arguments.get("silent_fail", False)
+        self.started = _moment(arguments.get("started") or now)
+        self.pokes = arguments.get("pokes", 0)
+        self.seen = arguments.get("seen", "no answer yet")
+        self._is_new = is_new
+        self._next_poke = _moment(arguments.get("next_poke") or now)
+        self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or _LONG_AGO))
+        self._shared_pause = Pause(0.0, _LONG_AGO)
+        self._rested = _LONG_AGO
+        self._settled = now
+        # Pokes that an event made earlier do not count for exponential_backoff: events must not lengthen its pauses.
+        self._paced = self.pokes
+        self._is_early = False
+        self._echoes = 0
+        self._errors = 0
+        self._last_error = ""
+        self._not_found_since: datetime | None = None
+        self._is_tested = False
+        self._is_path_wrong = False
+        self._is_in_flight = False
+        self._is_last_poke_made = False
+        self._end: End | None = None
+        # The hash of the last verdict: its rows may be thousands, and the waits too.
+        self._verdict: int | None = None
+        self._logged = arguments.get("logged")
+        self._lines: list[Line] = []
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the wait as an argument of a trigger: plain values without customer data."""
+        return {
+            "deadline": self.deadline.isoformat(),
+            "poke_interval": self.poke_interval,
+            "exponential_backoff": self.exponential_backoff,
+            "max_wait": self.max_wait,
+            "on_failed": self.on_failed,
+            "silent_fail": self.silent_fail,
+            "started": self.started.isoformat(),
+            "next_poke": self._next_poke.isoformat(),
+            "paused": self._pause.seconds,
+            "paused_until": self._pause.until.isoformat(),
+            "pokes": self.pokes,
+            # Not the words of the verdict: Airflow keeps this in its database, and they may be customer data.
+            "seen": self._last_error or (self.seen if self._verdict is None else "pending at the first poke"),
+            "logged": self._logged,
+        }
+
+    def resume(self, now: datetime, dice: float) -> None:
+        """Continue a deferred wait in a triggerer: spread a poke that is long overdue, and settle before events."""
+        if (now - self._next_poke).total_seconds() > MIN_INTERVAL:
+            self._next_poke = now + timedelta(seconds=dice * min(self.poke_interval, SPREAD_SECONDS))
+        if self.pokes:
+            self._settled = now + timedelta(seconds=SETTLING_SECONDS)
+
+    def reschedule(self, now: datetime) -> None:
+        """Continue a rescheduled wait in a new process: estimate from the time that passed how often it has poked."""
+        self._paced = int(
+            math.log2(max((now - self.started).total_seconds(), 0.0) / max(self.poke_interval, 0.001) + 1)
+        )
+
+    def next(self, now: datetime) -> Action:
+        """Return the next action. A :class:`Poke` in the future means: wait until then, or until an event."""
+        self._is_in_flight = False
+        if self._end is not None:
+            return self._end
+        if self._wants_test(now):
+            is_last = now >= self.deadline
+            return TestCall(now + timedelta(seconds=LAST_POKE_SECONDS) if is_last else self.deadline, is_last=is_last)
+        if now < self.deadline:
+            # No poke in the last second before the deadline: the last one could not follow in time.
+            if self._next_poke <= self.deadline - timedelta(seconds=MIN_INTERVAL):
+                return Poke(self._next_poke, self.deadline)
+            return self._last_poke()
+        if not self._is_last_poke_made and not self._is_last_poke_paused(now):
+            return self._last_poke()
+        because = f"{WRONG_PATH}; {self.seen}" if self._is_path_wrong else self.seen
+        if self._errors:
+            because = f"{because}; then {self._errors} errors in a row, the last: {self._last_error}"
+        self._end = End("timeout", because)
+        return self._end
+
+    def begin(self, now: datetime) -> None:
+        """Take note that a poke begins."""
+        self.pokes += 1
+        self._paced += not self._is_early
+        self._is_early = False
+        self._is_in_flight = True
+        self._is_last_poke_made = now >= self.deadline
+
+    def judged(self, verdict: Verdict, now: datetime, dice: float) -> None:
+        """Take note of a verdict: of an answer to a poke, or of an answer that another wait got."""
+        self._not_found_since, self._is_tested, self._is_path_wrong = None, False, False
+        self._see(verdict, now, dice)
+
+    def failed(self, error: Exception, now: datetime, dice: float) -> None:
+        """Take note of a poke without a verdict, and of why."""
+        if isinstance(error, api.BankConnectNotFoundError):
+            self._not_found_since = self._not_found_since or now
+            self._see(Verdict("pending", (), str(error)), now, dice)
+            return
+        if self._is_final(error) and not self.silent_fail:
+            self._end = End("error", str(error), error=error)
+            return
+        self._errors += 1
+        self._last_error = f"{type(error).__name__}: {error}"
+        asked = (error.retry_after or 0.0) if isinstance(error, api.BankConnectTransientError) else 0.0
+        if asked:
+            self._pause = Pause(asked, now + timedelta(seconds=asked))
+        self._schedule(now, dice, backoff=api.backoff(self._errors, jitter=dice, retry_after=asked))
+        if self._errors == 1:
+            self._log("warning", f"The wait continues after an error: {self._last_error}; {self._next_check(now)}")
+
+    def notified(self, now: datetime) -> None:
+        """Take note of a webhook event for the customer: poke as soon as the pause and the pace allow."""
+        self._echoes = len(ECHO_SECONDS)
+        soon = max(self._rested, self._pause.until, self._settled, now)
+        if soon < self._next_poke:
+            self._next_poke, self._is_early = soon, True
+
+    def paused(self, pause: Pause) -> None:
+        """Take note of a pause that BankConnect asked of another wait of the connection: it holds for all."""
+        self._shared_pause = pause
+
+    def tested(self, error: api.BankConnectError | None) -> None:
+        """Take note of the outcome of the test call."""
+        self._is_tested = True
+        if isinstance(error, api.BankConnectNotFoundError):
+            self._is_path_wrong = True
+            self._log("warning", f"BankConnect answers 404; {WRONG_PATH}")
+        elif error is not None:
+            self._log("info", f"The test call found out nothing: {error}")
+
+    def take_lines(self) -> list[Line]:
+        """Return the lines to log since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def _see(self, verdict: Verdict, now: datetime, dice: float) -> None:
+        if self._errors:
+            self._log("info", f"BankConnect answers again, after {self._errors} errors in a row")
+        self._errors, self._last_error = 0, ""
+        if verdict.ends_wait(self.on_failed):
+            self._end = End("passed" if verdict.state == "passed" else "failed", verdict.because, verdict.rows)
+            return
+        self._schedule(now, dice)
+        if hash(verdict) == self._verdict:
+            return
+        self._verdict = hash(verdict)
+        self.seen = in_short(self.gate, verdict)
+        text = not_yet(self.gate, verdict, self.on_failed, now)
+        checksum = zlib.crc32(text.encode()) & 0xFFFF
+        if checksum != self._logged:
+            self._log("info", f"Not yet: {text}; {self._next_check(now)}")
+        self._logged = checksum
+
+    def _schedule(self, now: datetime, dice: float, *, backoff: float | None = None) -> None:
+        """Set the time of the next poke. A poke that ends after the deadline was the last one."""
+        self._is_last_poke_made = self._is_last_poke_made or (self._is_in_flight and now >= self.deadline)
+        self._rested = now + timedelta(seconds=MIN_INTERVAL)
+        self._is_early = False
+        interval = self._interval(dice)
+        if self._echoes and backoff is None:
+            echo = ECHO_SECONDS[-self._echoes]
+            self._is_early = echo < interval
+            interval = min(interval, max(echo, MIN_INTERVAL))
+            self._echoes -= 1
+        soonest = max(self._rested, self._pause.until)
+        self._next_poke = max(soonest, now + timedelta(seconds=max(backoff or 0.0, interval)))
+
+    def _interval(self, dice: float) -> float:
+        """Return the seconds between two pokes; with ``exponential_backoff`` doubled each time, with jitter."""
+        interval = self.poke_interval
+        if self.exponential_backoff:
+            interval = max(interval * 2.0 ** (min(max(self._paced, 1), 30) - 1), MIN_INTERVAL) * (1 + dice)
+        if self.max_wait is not None:
+            interval = min(interval, self.max_wait)
+        return min(max(interval, MIN_INTERVAL), _LONGEST_INTERVAL)
+
+    def _last_poke(self) -> Poke:
+        at = max(self.deadline, self._rested)
+        return Poke(at, at + timedelta(seconds=LAST_POKE_SECONDS), is_last=True)
+
+    def _is_last_poke_paused(self, now: datetime) -> bool:
+        return any(
+            pause.seconds <= LONGEST_LAST_PAUSE and now < pause.until for pause in (self._pause, self._shared_pause)
+        )
+
+    def _wants_test(self, now: datetime) -> bool:
+        if self._not_found_since is None or self._is_tested:
+            return False
+        if now >= self.deadline:
+            return self._is_last_poke_made and now >= max(self._pause.until, self._shared_pause.until)
+        return now - self._not_found_since >= NOT_FOUND_PATIENCE
+
+    def _is_final(self, error: Exception) -> bool:
+        """Return whether retrying cannot help."""
+        is_first = self._is_new and self.pokes <= 1
+        return isinstance(error, api.BankConnectAuthError | api.BankConnectTimezoneError) or (
+            is_first and isinstance(error, api.BankConnectCertificateError)
+        )
+
+    def _next_check(self, now: datetime) -> str:
+        return f"next check {clock(min(self._next_poke, self.deadline), now)}"
+
+    def _log(self, level: Literal["info", "warning"], text: str) -> None:
+        self._lines.append(Line(level, text))
+
+
+class SharedPause:
+    """The pause of all waits of one connection in a process, on a clock of seconds.
+
+    BankConnect's ``Retry-After`` to one wait holds for all. Without one, errors in a row hold all back: an error of one
+    answer is one wait's, three in a row of any waits are everybody's.
+    """
+
+    def __init__(self, resume_at: float = 0.0, seconds: float = 0.0) -> None:
+        self.resume_at = resume_at
+        # Of the pause that BankConnect asked for; 0 is our own back-off.
+        self.seconds = seconds
+        self.asked_until = resume_at if seconds else 0.0
+        self._errors = 0
+
+    def succeeded(self) -> None:
+        """Take note of an answer."""
+        self._errors = 0
+
+    def failed(self, retry_after: float | None, *, sent: float, now: float, dice: float) -> None:
+        """Take note of a transient error of a poke that was sent at ``sent``."""
+        # Pokes that were in flight together fail together: that is one failure.
+        is_new = sent >= self.resume_at
+        self._errors += is_new
+        failures = self._errors - SHARED_STREAK + 1
+        if retry_after is None and (failures < 1 or not is_new):
+            return
+        if retry_after is not None and now + retry_after >= self.asked_until:
+            self.seconds, self.asked_until = retry_after, now + retry_after
+        pause = api.backoff(max(failures, 1), jitter=dice, retry_after=retry_after)
+        self.resume_at = max(self.resume_at, now + pause)
+
+
+def _moment(value: datetime | str) -> datetime:
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if moment.tzinfo is None:
+        raise ValueError(f"a deadline, or another time of a wait, must be aware, not {value!r}")
+    return moment.astimezone(UTC)

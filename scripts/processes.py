@@ -1,0 +1,169 @@
+"""Starts processes that end with the program that started them, even where that program is killed.
+
+The program has a guard process. When the program has ended, for whatever reason, the guard ends the processes that
+still run and removes their folders. The guard has a session of its own, so Ctrl-C does not reach it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+_STOPPING_SECONDS: Final = 20.0
+
+
+def start(
+    command: list[str],
+    *,
+    ending: signal.Signals = signal.SIGTERM,
+    folder: Path | None = None,
+    **more: Any,  # noqa: ANN401 - what Popen takes
+) -> subprocess.Popen[Any]:
+    """Start a process in a session of its own; where this program leaves it running, the guard ends it.
+
+    :param ending: signal that the guard sends first.
+    :param folder: folder that the guard removes afterwards.
+    :param more: further arguments of :class:`subprocess.Popen`.
+    """
+    guard = _guard()
+    process = subprocess.Popen(command, start_new_session=True, **more)
+    order = {"pid": process.pid, "ending": ending, "folder": folder and str(folder)}
+    with contextlib.suppress(BrokenPipeError):
+        os.write(guard.stdin.fileno(), json.dumps(order).encode() + b"\n")
+    return process
+
+
+def run(command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401 - what Popen takes
+    """Run a command to its end and return its output."""
+    pipe = subprocess.PIPE
+    with start(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, **more) as process:
+        try:
+            stdout, stderr = process.communicate()
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def end_as_by_ctrl_c() -> None:
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, so that ``finally`` blocks run."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all its descendants."""
+    _kill(tree(process.pid))
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def stop(*processes: subprocess.Popen[Any], ending: signal.Signals = signal.SIGTERM) -> None:
+    """Send each process group a signal; after 20 seconds kill what is left of it and its descendants."""
+    _stop({found: ending for process in processes for found in tree(process.pid)[:1]})
+    for process in processes:
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all its descendants. Unlike an id, these objects never refer to another process later."""
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _stop(processes: Mapping[psutil.Process, signal.Signals]) -> None:
+    # Some of Airflow's parts start children in sessions of their own, and these may run on.
+    relatives = {relative for process in processes for relative in tree(process.pid)}
+    for process, ending in processes.items():
+        _signal_group(process.pid, ending)
+    deadline = time.monotonic() + _STOPPING_SECONDS
+    while time.monotonic() < deadline and (alive := [process for process in processes if is_alive(process)]):
+        relatives.update(relative for process in alive for relative in tree(process.pid))
+        time.sleep(0.1)
+    _kill(relatives)
+    for process in processes:
+        _signal_group(process.pid, signal.SIGKILL)
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+@cache
+def _guard() -> subprocess.Popen[bytes]:
+    guard = subprocess.Popen(
+        [sys.executable, __file__, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    atexit.register(guard.communicate)
+    return guard
+
+
+def main(program: int) -> None:
+    """Act as the guard: read orders until the program has ended, then end its processes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    processes: dict[psutil.Process, signal.Signals] = {}
+    folders: list[str] = []
+    for order in _orders(program):
+        processes |= dict.fromkeys(tree(order["pid"])[:1], signal.Signals(order["ending"]))
+        folders += [order["folder"]] if order["folder"] else []
+    _stop({process: ending for process, ending in processes.items() if is_alive(process)})
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _orders(program: int) -> Iterable[dict[str, Any]]:
+    waiting = b""
+    while True:
+        # A fork of the program may keep the pipe open after the program has ended.
+        if select.select([0], [], [], 0.5)[0]:
+            read = os.read(0, 65536)
+            *lines, waiting = (waiting + read).split(b"\n")
+            yield from map(json.loads, lines)
+            if not read:
+                return
+        elif os.getppid() != program:
+            return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

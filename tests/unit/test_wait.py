@@ -1,0 +1,540 @@
+"""The rules of a wait: next actions and log lines, from what was learned. Properties stand in test_wait_properties."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate, Row, Verdict
+from airflow_provider_bankconnect.wait import End, Line, Pause, Poke, SharedPause, TestCall, Wait, WaitArguments
+
+NOW = datetime(2026, 11, 28, 20, 41, tzinfo=UTC)
+GATE = HistoryGate(Expectation(link_id="loan-4711"))
+PENDING = Verdict("pending", (), "no row that counts")
+NOT_FOUND = api.BankConnectNotFoundError("webhook_payloads: HTTP 404: unknown", status=404)
+
+
+def at(seconds):
+    return NOW + timedelta(seconds=seconds)
+
+
+def wait(*, gate=GATE, timeout=3600.0, is_new=True, **arguments):
+    return Wait(gate, NOW, {"deadline": at(timeout), "poke_interval": 60.0, **arguments}, is_new=is_new)
+
+
+def row(statement_id="", progress="failed", reason="", ago=0.0):
+    return Row(statement_id, "e1", "loan-4711", progress, reason, at(-ago).isoformat())
+
+
+def rate_limited(seconds):
+    return api.BankConnectRateLimitError("webhook_payloads: HTTP 429", status=429, retry_after=seconds)
+
+
+def poked(one, outcome=PENDING, *, begins=0.0, ends=None, dice=0.0):
+    """Poke, and report the outcome."""
+    one.begin(at(begins))
+    report = one.judged if isinstance(outcome, Verdict) else one.failed
+    report(outcome, at(begins if ends is None else ends), dice)
+    return one
+
+
+def next_poke(one, now=0.0):
+    action = one.next(at(now))
+    assert isinstance(action, Poke), action
+    return (action.at - NOW).total_seconds()
+
+
+def texts(one):
+    return [text for _, text in one.take_lines()]
+
+
+# The pace
+
+
+def test_the_first_poke_is_due_at_once_and_may_take_until_the_deadline():
+    assert wait().next(NOW) == Poke(NOW, at(3600))
+
+
+def test_the_next_poke_is_one_interval_after_the_answer():
+    assert next_poke(poked(wait(), begins=0, ends=5)) == 65
+
+
+@pytest.mark.parametrize(("interval", "pause"), [(0.01, 1), (1.5, 1.5), (1e12, 3600)])
+def test_the_interval_is_never_under_a_second_and_never_beyond_the_deadline(interval, pause):
+    assert next_poke(poked(wait(poke_interval=interval))) == pause
+
+
+def test_exponential_backoff_doubles_the_interval_with_jitter_up_to_max_wait():
+    one = wait(timeout=1e6, exponential_backoff=True, max_wait=500.0)
+    pauses, now = [], 0.0
+    for dice in (0.0, 0.5, 0.25, 0.0):
+        poked(one, begins=now, dice=dice)
+        pauses.append(next_poke(one, now) - now)
+        now += pauses[-1]
+    assert pauses == [60, 180, 300, 480]
+    poked(one, begins=now)
+    assert next_poke(one, now) - now == 500
+
+
+def test_a_very_long_exponential_backoff_overflows_nothing():
+    one = wait(timeout=1e8, exponential_backoff=True, pokes=5000)
+    assert next_poke(poked(one, dice=0.999)) == 1e8
+
+
+@pytest.mark.parametrize(("elapsed", "pause"), [(0, 60), (59, 60), (100, 120), (500, 480), (1000, 960)])
+def test_a_rescheduled_wait_estimates_from_the_elapsed_time_how_often_it_has_poked(elapsed, pause):
+    one = Wait(
+        GATE,
+        at(elapsed),
+        {"deadline": at(1e6), "poke_interval": 60.0, "exponential_backoff": True, "started": NOW},
+        is_new=False,
+    )
+    one.reschedule(at(elapsed))
+    poked(one, begins=elapsed)
+    assert next_poke(one, elapsed) - elapsed == pause
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [rate_limited(None), api.BankConnectServerError("x"), api.BankConnectResponseError("x"), OSError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_does_not_end_the_wait(error):
+    assert next_poke(poked(wait(), error)) == 60
+
+
+@pytest.mark.parametrize("retry_after", [100.0, 300.0])
+def test_the_next_poke_waits_for_the_retry_after(retry_after):
+    assert next_poke(poked(wait(), rate_limited(retry_after))) == retry_after
+
+
+def test_errors_in_a_row_back_off_up_to_a_minute():
+    one, pauses = wait(poke_interval=1.0, timeout=1e6), []
+    for number in range(9):
+        poked(one, api.BankConnectServerError("x"), begins=1000 * number, dice=0.5)
+        pauses.append(next_poke(one, 1000 * number) - 1000 * number)
+    assert pauses == [1, 1, 2, 4, 8, 16, 30, 30, 30]
+    poked(one, begins=9000)
+    poked(one, api.BankConnectServerError("x"), begins=9100, dice=0.5)
+    assert next_poke(one, 9100) - 9100 == 1, "a verdict ends the streak"
+
+
+def test_a_streak_of_errors_is_logged_when_it_begins_and_when_it_is_over():
+    one = poked(wait(), PENDING)
+    one.take_lines()
+    for number in range(1, 4):
+        poked(one, api.BankConnectServerError("webhook_payloads: HTTP 500"), begins=60 * number)
+    poked(one, PENDING, begins=240)
+    assert one.take_lines() == [
+        Line(
+            "warning",
+            "The wait continues after an error: BankConnectServerError: webhook_payloads: HTTP 500; "
+            "next check 20:43 UTC",
+        ),
+        Line("info", "BankConnect answers again, after 3 errors in a row"),
+    ]
+
+
+@pytest.mark.parametrize("pokes", [0, 7])
+@pytest.mark.parametrize(
+    "error", [api.BankConnectAuthError("no"), api.BankConnectTimezoneError("zone")], ids=lambda e: type(e).__name__
+)
+def test_wrong_keys_and_a_wrong_timezone_end_the_wait_at_any_poke(error, pokes):
+    one = poked(wait(is_new=False, pokes=pokes), error)
+    assert one.next(NOW) == End("error", str(error), error=error)
+
+
+def test_a_wrong_certificate_ends_the_wait_at_its_first_poke_only():
+    error = api.BankConnectCertificateError("certificate")
+    assert poked(wait(), error).next(NOW) == End("error", "certificate", error=error)
+    assert isinstance(poked(poked(wait()), error, begins=60).next(at(60)), Poke)
+    assert isinstance(poked(wait(is_new=False), error).next(NOW), Poke)
+
+
+def test_with_silent_fail_no_error_is_final():
+    one = poked(wait(silent_fail=True), api.BankConnectAuthError("no"))
+    assert next_poke(one) == 60
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize("on_failed", ["fail", "skip", "wait", "pass"])
+@pytest.mark.parametrize("state", ["pending", "passed", "failed"])
+def test_a_verdict_ends_the_wait_as_on_failed_says(state, on_failed):
+    verdict = Verdict(state, (row("s1", "completed"),), "because")
+    action = poked(wait(on_failed=on_failed), verdict).next(NOW)
+    if state == "pending" or (state, on_failed) == ("failed", "wait"):
+        assert isinstance(action, Poke)
+    else:
+        assert action == End(state, "because", verdict.rows)
+
+
+def test_an_ended_wait_stays_ended():
+    one = poked(wait(), Verdict("passed", (row("s1", "completed"),), "1 statement completed"))
+    assert one.next(NOW) == one.next(at(1e9))
+
+
+# The deadline
+
+
+def test_the_last_poke_is_at_the_deadline_and_then_the_wait_times_out():
+    one = poked(wait(timeout=100))
+    poked(one, begins=60)
+    assert one.next(at(61)) == Poke(at(100), at(160), is_last=True)
+    poked(one, begins=100)
+    end = one.next(at(100))
+    assert (end.status, end.rows) == ("timeout", ())
+    assert end.because.startswith("no row that counts (to check: is the link spelt as the SDK was given it")
+
+
+def test_no_poke_is_in_the_last_second_before_the_deadline():
+    assert next_poke(poked(wait(timeout=60.5))) == 60.5
+    assert next_poke(poked(wait(timeout=61))) == 60
+    assert next_poke(poked(wait(timeout=60.999))) == 60.999
+
+
+def test_the_last_poke_keeps_a_second_from_the_answer_before():
+    one = poked(wait(timeout=10), begins=0, ends=9.5)
+    assert one.next(at(10)) == Poke(at(10.5), at(70.5), is_last=True)
+
+
+def test_a_poke_that_ends_after_the_deadline_was_the_last_one():
+    assert poked(wait(timeout=10), begins=5, ends=10).next(at(10)).status == "timeout"
+
+
+def test_a_poke_that_was_cancelled_at_the_deadline_was_not_the_last_one():
+    one = wait(timeout=10)
+    one.begin(at(5))
+    assert one.next(at(10)) == Poke(at(10), at(70), is_last=True)
+    one.begin(at(10))
+    assert one.next(at(70)).status == "timeout"
+
+
+def test_an_answer_of_another_wait_is_not_the_last_poke():
+    one = poked(wait(timeout=10))
+    one.next(at(10))
+    one.judged(PENDING, at(10), 0.0)
+    assert one.next(at(11)) == Poke(at(11), at(71), is_last=True)
+
+
+@pytest.mark.parametrize(("seconds", "is_made"), [(599.0, False), (600.0, False), (601.0, True)])
+def test_a_pause_of_at_most_ten_minutes_leaves_out_the_last_poke(seconds, is_made):
+    for one in (poked(wait(timeout=100), rate_limited(seconds)), poked(wait(timeout=100))):
+        one.paused(Pause(seconds, at(seconds)))
+        assert isinstance(one.next(at(100)), Poke if is_made else End)
+
+
+def test_a_pause_that_is_over_leaves_out_nothing():
+    one = poked(wait(timeout=100), rate_limited(50.0))
+    one.paused(Pause(100.0, at(100)))
+    assert isinstance(one.next(at(100)), Poke)
+
+
+def test_a_timeout_names_the_errors_since_the_last_verdict():
+    one = poked(wait(timeout=100), Verdict("pending", (row("s1", "processing"),), "0 of 1 statement completed"))
+    poked(one, api.BankConnectServerError("HTTP 500"), begins=60)
+    poked(one, api.BankConnectServerError("HTTP 503"), begins=100)
+    assert one.next(at(100)).because == (
+        "0 of 1 statement completed; then 2 errors in a row, the last: BankConnectServerError: HTTP 503"
+    )
+
+
+def test_a_timeout_without_any_answer_says_so():
+    one = wait(timeout=0)
+    one.begin(NOW)
+    assert one.next(at(60)).because == "no answer yet"
+
+
+# 404
+
+
+def test_after_five_minutes_of_404_and_not_before_the_test_call_is_made_once():
+    one = poked(wait(timeout=1000), NOT_FOUND)
+    assert isinstance(one.next(at(299)), Poke)
+    assert one.next(at(300)) == TestCall(at(1000))
+    one.tested(None)
+    assert isinstance(one.next(at(301)), Poke)
+    poked(one, begins=301)
+    poked(one, NOT_FOUND, begins=400)
+    assert isinstance(one.next(at(699)), Poke)
+    assert one.next(at(700)) == TestCall(at(1000)), "another answer in between begins a new streak of 404"
+
+
+def test_404_through_an_error_is_one_streak():
+    one = poked(wait(), NOT_FOUND)
+    poked(one, api.BankConnectServerError("x"), begins=60)
+    poked(one, NOT_FOUND, begins=120)
+    assert isinstance(one.next(at(300)), TestCall)
+
+
+def test_at_the_deadline_the_test_call_follows_the_last_poke():
+    one = poked(wait(timeout=100), NOT_FOUND)
+    assert isinstance(one.next(at(100)), Poke)
+    poked(one, NOT_FOUND, begins=100)
+    assert one.next(at(100)) == TestCall(at(160), is_last=True)
+    one.tested(NOT_FOUND)
+    assert one.next(at(101)).because.startswith("even the test call gets HTTP 404: check the path in the connection's")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_during_a_pause_no_test_call_is_made_at_the_deadline(shared):
+    one = poked(wait(timeout=100), NOT_FOUND)
+    poked(one, begins=100, outcome=PENDING if shared else rate_limited(601.0))
+    if shared:
+        one.failed(NOT_FOUND, at(100), 0.0)
+        one.paused(Pause(601.0, at(701)))
+    assert one.next(at(100)).status == "timeout"
+
+
+def test_the_outcome_of_the_test_call_is_logged():
+    one = wait()
+    one.tested(NOT_FOUND)
+    one.tested(api.BankConnectServerError("HTTP 500"))
+    one.tested(None)
+    assert one.take_lines() == [
+        Line(
+            "warning",
+            "BankConnect answers 404; even the test call gets HTTP 404: check the path in the connection's host",
+        ),
+        Line("info", "The test call found out nothing: HTTP 500"),
+    ]
+
+
+def test_an_answer_after_the_test_call_takes_back_that_the_path_is_wrong():
+    one = poked(wait(timeout=1000), NOT_FOUND)
+    one.tested(NOT_FOUND)
+    poked(one, begins=1000)
+    assert not one.next(at(1000)).because.startswith("even the test call")
+
+
+# Events
+
+
+def test_an_event_makes_the_next_poke_due_at_once():
+    one = poked(wait())
+    one.notified(at(10))
+    assert next_poke(one, 10) == 10
+
+
+def test_an_event_keeps_the_second_after_an_answer_and_the_pause():
+    one = poked(wait())
+    one.notified(at(0.2))
+    assert next_poke(one) == 1
+    one = poked(wait(), rate_limited(300.0))
+    one.notified(at(10))
+    assert next_poke(one, 10) == 300
+
+
+def test_an_event_never_delays_a_poke():
+    one = poked(wait())
+    one.notified(at(59))
+    one.notified(at(59.5))
+    assert next_poke(one, 59.5) == 59
+    one = wait(next_poke=at(3))
+    one.resume(NOW, 0.0)
+    one.notified(at(2))
+    assert next_poke(one, 2) == 2
+
+
+def test_after_an_event_the_wait_pokes_three_times_more_at_short_intervals():
+    one, times = poked(wait()), []
+    one.notified(at(10))
+    for _ in range(5):
+        times.append(next_poke(one, 10))
+        poked(one, begins=times[-1])
+    assert times == [10, 12, 17, 37, 97]
+
+
+def test_the_pokes_for_an_event_do_not_lengthen_the_exponential_backoff():
+    one = poked(wait(exponential_backoff=True))
+    assert next_poke(one) == 60
+    one.notified(at(10))
+    for begins in (10, 12, 17, 37):
+        poked(one, begins=begins)
+    assert next_poke(one, 37) == 37 + 60
+
+
+def test_an_error_after_an_event_is_followed_by_the_back_off_and_keeps_the_short_intervals_for_later():
+    one = poked(wait(poke_interval=30.0))
+    one.notified(at(10))
+    poked(one, api.BankConnectServerError("x"), begins=10)
+    assert next_poke(one, 10) == 40
+    poked(one, begins=40)
+    assert next_poke(one, 40) == 42
+
+
+def test_an_event_wakes_no_wait_in_its_first_five_seconds_in_the_triggerer():
+    one = wait(pokes=1, next_poke=at(60))
+    one.resume(NOW, 0.5)
+    one.notified(at(1))
+    assert next_poke(one, 1) == 5
+
+
+# A deferred wait
+
+
+def test_a_resumed_wait_keeps_its_next_poke():
+    one = wait(next_poke=at(30))
+    one.resume(NOW, 0.5)
+    assert next_poke(one) == 30
+    one.resume(at(31), 0.5)
+    assert next_poke(one, 31) == 30, "one second late is not overdue"
+
+
+@pytest.mark.parametrize(("interval", "late"), [(10.0, 5.0), (60.0, 30.0), (600.0, 30.0)])
+def test_overdue_pokes_are_spread_over_the_interval_and_at_most_a_minute(interval, late):
+    one = wait(poke_interval=interval, next_poke=at(-2))
+    one.resume(NOW, 0.5)
+    assert next_poke(one) == late
+
+
+def test_the_arguments_make_the_same_wait_again():
+    one = poked(wait(max_wait=90.0, on_failed="wait", exponential_backoff=True), rate_limited(100.0))
+    again = Wait(GATE, at(1), one.arguments(), is_new=False)
+    assert again.arguments() == one.arguments()
+    assert again.next(at(1)) == one.next(at(1))
+    assert set(one.arguments()) == set(WaitArguments.__annotations__)
+
+
+def test_the_arguments_have_no_words_of_a_verdict_or_an_answer():
+    one = poked(wait(), Verdict("pending", (row("s1", "private"),), "private"))
+    assert "private" not in str(one.arguments())
+    assert one.arguments()["seen"] == "pending at the first poke"
+    poked(one, rate_limited(5.0), begins=60)
+    assert one.arguments()["seen"] == "BankConnectRateLimitError: webhook_payloads: HTTP 429"
+
+
+def test_times_may_be_text_and_must_be_aware():
+    one = wait(next_poke="2026-11-29T02:12:00+05:30")
+    assert next_poke(one) == 60
+    with pytest.raises(ValueError, match=r"must be aware, not '2026-11-28T20:41:00'"):
+        wait(next_poke="2026-11-28T20:41:00")
+
+
+def test_an_invalid_on_failed_is_refused():
+    with pytest.raises(ValueError, match="on_failed must be one of"):
+        wait(on_failed="explode")
+
+
+# The log
+
+
+def test_a_failed_login_is_logged_with_its_reason_and_when_it_ends_the_wait():
+    verdict = Verdict("pending", (row(reason="Incorrect user ID or password"),), "because")
+    assert texts(poked(wait(), verdict, dice=0.5)) == [
+        (
+            "Not yet: payload history of link 'loan-4711': "
+            '1 failed login 20:41 UTC ("Incorrect user ID or password"); '
+            "fails at 21:11 UTC unless a new statement arrives; next check 20:42 UTC"
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("on_failed", "words"),
+    [
+        ("fail", "; fails at 21:11 UTC unless a new statement arrives"),
+        ("skip", "; is skipped at 21:11 UTC unless a new statement arrives"),
+        ("pass", "; passes at 21:11 UTC unless a new statement arrives"),
+        ("wait", ""),
+    ],
+)
+def test_the_line_says_what_a_failure_does(on_failed, words):
+    (text,) = texts(poked(wait(on_failed=on_failed), Verdict("pending", (row("s1"),), "because")))
+    assert (
+        text
+        == f"Not yet: payload history of link 'loan-4711': 1 failed statement 20:41 UTC{words}; next check 20:42 UTC"
+    )
+
+
+def test_the_line_counts_what_is_there_and_names_what_is_needed():
+    rows = (
+        *(row(f"s{n}", "completed") for n in range(2)),
+        row("s2", "processing"),
+        *(row(reason=str(n)) for n in range(5)),
+    )
+    one = wait(gate=HistoryGate(Expectation(link_id="loan-4711", expected_statements=4)))
+    (text,) = texts(poked(one, Verdict("pending", rows, "because")))
+    assert text == (
+        "Not yet: payload history of link 'loan-4711': 2 completed statements; 1 statement in progress; "
+        '5 failed logins 20:41 UTC ("0"), 20:41 UTC ("1"), 20:41 UTC ("2") (4 needed); next check 20:42 UTC'
+    )
+
+
+def test_the_line_of_progress_has_no_times():
+    gate = ProgressGate(Expectation(entity_id="e1"), "identity")
+    rows = (Row("s1", "e1", None, "processing", "", None),)
+    assert texts(poked(wait(gate=gate), Verdict("pending", rows, "because"))) == [
+        "Not yet: progress of identity of entity 'e1': 1 statement in progress; next check 20:42 UTC"
+    ]
+
+
+def test_another_day_is_written_out():
+    verdict = Verdict("pending", (row("s1", ago=86400.0),), "because")
+    (text,) = texts(poked(wait(timeout=1e6, poke_interval=86400.0), verdict))
+    assert "1 failed statement 2026-11-27 20:41 UTC; fails at 2026-11-27 21:11 UTC" in text
+    assert text.endswith("next check 2026-11-29 20:41 UTC")
+
+
+def test_the_same_again_is_not_logged_and_a_change_is():
+    one = poked(wait())
+    assert len(texts(one)) == 1
+    assert texts(poked(one, begins=60)) == []
+    assert len(texts(poked(one, Verdict("pending", (row("s1", "processing"),), "x"), begins=120))) == 1
+    assert texts(poked(one, Verdict("pending", (row("s1", "processing"),), "x"), begins=180)) == []
+
+
+def test_what_the_worker_logged_the_triggerer_does_not_log_again():
+    one = poked(wait())
+    again = Wait(GATE, at(1), one.arguments(), is_new=False)
+    assert texts(poked(again, begins=60)) == []
+    assert len(texts(poked(again, Verdict("pending", (row("s1", "processing"),), "x"), begins=120))) == 1
+
+
+def test_no_control_character_of_a_reason_reaches_the_log():
+    (text,) = texts(poked(wait(), Verdict("pending", (row(reason="a\nb\x1b[31m"),), "x")))
+    assert '("a?b?[31m")' in text
+
+
+def test_a_passing_verdict_logs_nothing_here():
+    assert texts(poked(wait(), Verdict("passed", (row("s1", "completed"),), "x"))) == []
+
+
+# The pause that all waits of a connection share
+
+
+def test_a_retry_after_to_one_wait_holds_all():
+    pause = SharedPause()
+    pause.failed(300.0, sent=0.0, now=1.0, dice=0.5)
+    assert (pause.resume_at, pause.asked_until, pause.seconds) == (301.0, 301.0, 300.0)
+    pause.failed(5.0, sent=0.5, now=2.0, dice=0.5)
+    assert (pause.resume_at, pause.asked_until, pause.seconds) == (301.0, 301.0, 300.0), "the longer pause holds"
+
+
+def test_three_errors_in_a_row_hold_all_and_an_answer_ends_the_row():
+    pause = SharedPause()
+    for now in (1.0, 2.0):
+        pause.failed(None, sent=now, now=now, dice=0.5)
+    assert pause.resume_at == 0
+    pause.succeeded()
+    for now in (3.0, 4.0, 5.0):
+        pause.failed(None, sent=now, now=now, dice=0.5)
+    assert (pause.resume_at, pause.asked_until) == (5.5, 0.0)
+    pause.failed(None, sent=6.0, now=6.0, dice=0.5)
+    assert pause.resume_at == 7.0
+
+
+def test_errors_of_pokes_that_were_in_flight_together_count_once():
+    pause = SharedPause()
+    for number in range(3):
+        pause.failed(None, sent=1.0, now=2.0 + number, dice=0.5)
+    before = pause.resume_at
+    assert before == 4.5
+    pause.failed(None, sent=1.0, now=4.4, dice=0.5)
+    assert pause.resume_at == before

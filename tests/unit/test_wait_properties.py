@@ -1,0 +1,227 @@
+"""The rules of a wait, as properties: whatever is answered when, in every mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect import wait as rules
+from airflow_provider_bankconnect.gate import Expectation, HistoryGate, Row, Verdict
+from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait
+
+START = datetime(2026, 11, 28, tzinfo=UTC)
+GATE = HistoryGate(Expectation(link_id="loan"))
+PENDING = Verdict("pending", (), "no row that counts")
+PASSED = Verdict("passed", (Row("s1", "e1", "loan", "completed", "", START.isoformat()),), "1 statement completed")
+FINAL = (api.BankConnectAuthError, api.BankConnectTimezoneError)
+NOTHING = timedelta(microseconds=2)
+
+
+def at(seconds):
+    return START + timedelta(seconds=seconds)
+
+
+@dataclass
+class Vendor:
+    """What a poke gets, by its number; and from when on the verdict is passed."""
+
+    errors: list[Any]
+    took: list[float]
+    completed: float
+
+    def answer(self, number, begins):
+        """Return the outcome and the seconds that it takes."""
+        took = self.took[number % len(self.took)]
+        error = self.errors[number] if number < len(self.errors) else None
+        return error or (PASSED if begins + took >= self.completed else PENDING), took
+
+
+@dataclass
+class Trace:
+    """What a driver did: ``(begun, answered, outcome, is_last)`` of each poke, and the end."""
+
+    pokes: list[tuple[float, float, Any, bool]] = field(default_factory=list)
+    notified: list[tuple[datetime, datetime]] = field(default_factory=list)
+    end: End | None = None
+    ended: float = 0.0
+
+
+def drive(vendor, arguments, events=(), dice=(0.5,), mode="deferred"):
+    """Execute the actions of a wait, as the sensor or the trigger does."""
+    trace, now, waiting = Trace(), 0.0, sorted(events)
+    wait = Wait(GATE, START, arguments)
+    while True:
+        while waiting and waiting[0] <= now and mode == "deferred":
+            before = wait.next(at(now))
+            wait.notified(at(max(now, waiting.pop(0))))
+            after = wait.next(at(now))
+            if isinstance(before, Poke) and isinstance(after, Poke):
+                trace.notified.append((before.at, after.at))
+        action = wait.next(at(now))
+        if isinstance(action, End):
+            trace.end, trace.ended = action, now
+            return trace
+        if isinstance(action, TestCall):
+            wait.tested(None)
+            continue
+        due = (action.at - START).total_seconds()
+        if due > now:
+            wakes = [event for event in waiting if event < due] if mode == "deferred" else []
+            now = max(now, wakes[0]) if wakes else due
+            if mode == "reschedule" and not action.is_last:
+                wait = Wait(GATE, at(now), {**arguments, "started": START}, is_new=False)
+                wait.reschedule(at(now))
+            continue
+        number = len(trace.pokes)
+        outcome, took = vendor.answer(number, now)
+        wait.begin(at(now))
+        until = (action.until - START).total_seconds()
+        if mode == "deferred" and now + took > until:
+            trace.pokes.append((now, until, None, action.is_last))
+            now = until
+            continue
+        trace.pokes.append((now, now + took, outcome, action.is_last))
+        now += took
+        report = wait.judged if isinstance(outcome, Verdict) else wait.failed
+        report(outcome, at(now), dice[number % len(dice)])
+
+
+seconds = st.floats(0, 900).map(lambda value: round(value, 3))
+errors = st.one_of(
+    st.none(),
+    st.builds(
+        lambda asked: api.BankConnectRateLimitError("429", status=429, retry_after=asked),
+        st.none() | st.sampled_from([0.5, 30.0, 599.0, 600.0, 601.0, 3600.0]),
+    ),
+    st.sampled_from(
+        [
+            api.BankConnectServerError("500"),
+            api.BankConnectConnectionError("reset"),
+            api.BankConnectResponseError("no JSON"),
+            api.BankConnectNotFoundError("404"),
+        ]
+    ),
+)
+vendors = st.builds(
+    Vendor,
+    st.lists(errors, max_size=12),
+    st.lists(st.sampled_from([0.0, 0.01, 0.5, 7.0, 30.0]), min_size=1, max_size=5),
+    st.just(float("inf")) | seconds,
+)
+paces = st.builds(
+    lambda timeout, interval, backs_off, max_wait: {
+        "deadline": at(timeout),
+        "poke_interval": interval,
+        "exponential_backoff": backs_off,
+        "max_wait": max_wait,
+    },
+    seconds,
+    st.sampled_from([0.05, 1.0, 20.0, 600.0]),
+    st.booleans(),
+    st.none() | st.sampled_from([0.5, 100.0]),
+)
+dice = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5)
+many_events = st.lists(seconds, max_size=6)
+modes = st.sampled_from(["poke", "reschedule", "deferred"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(vendors, paces, many_events, dice, modes)
+def test_no_poke_begins_within_a_second_of_an_answer_or_before_the_end_of_a_pause(vendor, pace, events, dice, mode):
+    trace = drive(vendor, pace, events, dice, mode)
+    for number, (_, answered, outcome, _) in enumerate(trace.pokes):
+        asked = getattr(outcome, "retry_after", None) or 0.0
+        for begun, _, _, is_last in trace.pokes[number + 1 :]:
+            if outcome is not None:
+                assert begun >= answered + rules.MIN_INTERVAL - 1e-5
+            if not (is_last and asked > rules.LONGEST_LAST_PAUSE) and mode != "reschedule":
+                assert begun >= answered + asked - 1e-5
+        if mode == "reschedule" and number + 1 < len(trace.pokes) and asked <= rules.LONGEST_LAST_PAUSE:
+            assert trace.pokes[number + 1][0] >= answered + asked - 1e-5, "the next poke, for a process knows no other"
+
+
+@settings(max_examples=150, deadline=None)
+@given(vendors, paces, many_events, dice, modes)
+def test_a_wait_that_times_out_has_poked_at_its_deadline_unless_a_short_pause_forbade_it(
+    vendor, pace, events, dice, mode
+):
+    trace = drive(vendor, pace, events, dice, mode)
+    deadline = (pace["deadline"] - START).total_seconds()
+    if trace.end.status != "timeout":
+        return
+    assert trace.ended >= deadline
+    made = any(begun >= deadline - 1e-5 or answered >= deadline - 1e-5 for begun, answered, _, _ in trace.pokes)
+    pauses = [(getattr(outcome, "retry_after", None) or 0.0, answered) for _, answered, outcome, _ in trace.pokes]
+    paused = any(asked <= rules.LONGEST_LAST_PAUSE and answered + asked > deadline for asked, answered in pauses)
+    assert made or paused
+    assert len([1 for begun, _, _, _ in trace.pokes if begun >= deadline]) <= 1
+    assert trace.ended <= deadline + rules.MIN_INTERVAL + 2 * rules.LAST_POKE_SECONDS
+
+
+@settings(max_examples=100, deadline=None)
+@given(vendors, paces, many_events, dice)
+def test_an_event_never_delays_a_poke(vendor, pace, events, dice):
+    for before, after in drive(vendor, pace, events, dice).notified:
+        assert after <= before
+
+
+@settings(max_examples=100, deadline=None)
+@given(vendors, paces, dice, modes, st.sampled_from([None, *FINAL]))
+def test_errors_end_no_wait_before_its_deadline_except_the_final_ones(vendor, pace, dice, mode, final):
+    if final is not None:
+        vendor.errors.append(final("final"))
+    trace = drive(vendor, pace, (), dice, mode)
+    met = [outcome for _, _, outcome, _ in trace.pokes if isinstance(outcome, FINAL)]
+    assert (trace.end.status == "error") == bool(met)
+    if trace.end.status == "passed":
+        assert trace.pokes[-1][2] is PASSED
+    elif not met:
+        assert trace.ended >= (pace["deadline"] - START).total_seconds()
+
+
+@settings(max_examples=100, deadline=None)
+@given(vendors, paces, dice)
+def test_without_errors_and_slow_answers_all_modes_end_alike(vendor, pace, dice):
+    vendor.errors, vendor.took = [], [0.01]
+    ends = {drive(vendor, pace, (), dice, mode).end for mode in ("poke", "reschedule", "deferred")}
+    assert len({(end.status, end.rows) for end in ends}) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(vendors, paces, many_events, dice)
+def test_a_wait_pokes_at_its_pace_while_nothing_goes_wrong(vendor, pace, events, dice):
+    """No poke is forgotten: the time between two is at most the interval, twice that with jitter, or max_wait."""
+    vendor.errors = []
+    trace = drive(vendor, {**pace, "exponential_backoff": False}, events, dice)
+    longest = (
+        max(pace["poke_interval"], 1.0)
+        if pace["max_wait"] is None
+        else max(min(pace["poke_interval"], pace["max_wait"]), 1.0)
+    )
+    for (_, answered, _, _), (begun, _, _, _) in pairwise(trace.pokes):
+        assert begun - answered <= longest + 1.0 + 1e-5, "the last second before the deadline has no poke"
+
+
+@settings(max_examples=100, deadline=None)
+@given(vendors, paces, dice, st.integers(0, 8))
+def test_a_wait_that_is_deferred_and_restarted_continues_as_its_arguments_say(vendor, pace, dice, restarts):
+    """Arguments, and their way through a database, lose nothing that the next action depends on."""
+    wait, now = Wait(GATE, START, pace), START
+    for number in range(restarts):
+        wait.begin(now)
+        outcome, took = vendor.answer(number, (now - START).total_seconds())
+        now += timedelta(seconds=took)
+        (wait.judged if isinstance(outcome, Verdict) else wait.failed)(outcome, now, dice[number % len(dice)])
+        action = wait.next(now)
+        if not isinstance(action, Poke) or action.is_last:
+            return
+        again = Wait(GATE, now, wait.arguments(), is_new=False)
+        assert again.arguments() == wait.arguments()
+        assert again.next(now) == action
+        wait, now = again, action.at
