@@ -1,16 +1,17 @@
-"""The checks of what DAG authors pass: ids, analyses, webhook modes and endpoints.
-
-Import them from :mod:`airflow_provider_bankconnect.api`.
-"""
+"""The checks of what DAG authors pass: ids, analyses, webhook modes, endpoints, and what a gate expects."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 import unicodedata
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
+
+import pendulum
 
 Analysis: TypeAlias = Literal[
     "transactions", "accounts", "identity", "salary", "recurring_transactions", "lender_transactions"
@@ -127,3 +128,69 @@ def _is_private(host: str) -> bool:
             return False
     address = getattr(address, "ipv4_mapped", None) or address
     return not address.is_global or address.is_multicast or address.is_reserved
+
+
+def is_literal(value: object) -> bool:
+    """Return whether an argument is known when the DAG is parsed: no template, nothing of an upstream task."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    if isinstance(value, list | tuple | set):
+        return all(is_literal(item) for item in value)
+    return value is None or isinstance(value, int | float | datetime | timedelta)
+
+
+def plain(value: object) -> object:
+    """Return a value of an argument in a type that every Airflow serializes."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def parse_ids(statement_id: object) -> tuple[str, ...] | None:
+    """Return ``statement_id``, one id or several, as a tuple."""
+    if statement_id is None:
+        return None
+    if isinstance(statement_id, str | int):
+        return (check_id("statement_id", statement_id),)
+    if isinstance(statement_id, Iterable):
+        return tuple(check_id("statement_id", one) for one in statement_id)
+    raise ValueError(f"statement_id must be one id or a list of them, not {statement_id!r}")
+
+
+def parse_grace(failure_grace: timedelta | float) -> timedelta:
+    """Return ``failure_grace``, which may be seconds, as a timedelta."""
+    if isinstance(failure_grace, timedelta):
+        return failure_grace
+    try:
+        return timedelta(seconds=failure_grace)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"failure_grace must be a timedelta or seconds, not {failure_grace!r}") from None
+
+
+def parse_since(since: datetime | str | None) -> datetime | None:
+    """Return ``since``, which may be ISO 8601 text, in UTC."""
+    if since is None:
+        return None
+    moment: object = since
+    try:
+        if isinstance(since, str):
+            # It must begin with a digit: pendulum also accepts "now".
+            moment = pendulum.parse(since.strip(), exact=True) if since.strip()[:1].isdigit() else None
+        if isinstance(moment, datetime):
+            return pendulum.instance(moment, tz="UTC").in_timezone("UTC")
+        if isinstance(moment, pendulum.Date):
+            return pendulum.datetime(moment.year, moment.month, moment.day, tz="UTC")
+    except (TypeError, ValueError, OverflowError):  # pendulum raises all of them
+        pass
+    raise ValueError(f"since must be a datetime or ISO 8601 text like '2026-11-01T00:00:00Z', not {since!r}")
+
+
+def parse_count(count: object) -> int:
+    """Return ``expected_statements``, which may be text, as a number."""
+    if isinstance(count, int) and not isinstance(count, bool):
+        return count
+    if isinstance(count, str) and count.strip().isascii() and count.strip().isdigit():
+        return int(count.strip()[:9])
+    raise ValueError(f"expected_statements must be a whole number from 1, not {count!r}")

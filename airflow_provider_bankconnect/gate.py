@@ -6,23 +6,18 @@ Pure functions on values. No order of rows and no repetition of a row changes a 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
-
-import pendulum
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, cast, get_args
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.api import (
-    BankConnectTimezoneError,
-    StatementProgress,
-    WebhookPayload,
-    check_id,
-)
+from airflow_provider_bankconnect.api import BankConnectTimezoneError, StatementProgress, WebhookPayload, check_id
+from airflow_provider_bankconnect.arguments import parse_count, parse_grace, parse_ids, parse_since, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import tzinfo
+    from typing import Self
 
     from airflow_provider_bankconnect.api import Analysis
 
@@ -98,10 +93,10 @@ class Expectation:
         return cls(
             link_id=None if link_id is None else check_id("link_id", link_id),
             entity_id=None if entity_id is None else check_id("entity_id", entity_id),
-            statement_id=_parse_ids(statement_id),
-            since=_parse_since(since),
-            expected_statements=_parse_count(expected_statements),
-            failure_grace=_parse_grace(failure_grace),
+            statement_id=parse_ids(statement_id),
+            since=parse_since(since),
+            expected_statements=parse_count(expected_statements),
+            failure_grace=parse_grace(failure_grace),
         )
 
     @property
@@ -169,10 +164,31 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class HistoryGate:
-    """A gate on the payload history of ``expectation.link_id``."""
+class _Gate:
+    """What a sensor waits for. ``names`` are those of its arguments."""
 
     expectation: Expectation
+    names: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def parse(cls, *, analysis: Analysis | None = None, **arguments: Any) -> Self:  # noqa: ANN401 - checked below
+        """Make a gate of the arguments of its sensor or trigger.
+
+        :raises ValueError: an argument is invalid; the message names it.
+        """
+        expectation = Expectation.parse(**arguments)
+        return cls(expectation) if analysis is None else cls(expectation, analysis)  # type: ignore[call-arg]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments, in types that every Airflow serializes."""
+        return {name: plain(getattr(self.expectation, name, getattr(self, name, None))) for name in self.names}
+
+
+@dataclass(frozen=True)
+class HistoryGate(_Gate):
+    """A gate on the payload history of ``expectation.link_id``."""
+
+    names = ("link_id", "entity_id", "statement_id", "since", "expected_statements", "failure_grace")
 
     def __post_init__(self) -> None:
         check_id("link_id", self.expectation.link_id)
@@ -195,10 +211,10 @@ class HistoryGate:
 
 
 @dataclass(frozen=True)
-class ProgressGate:
+class ProgressGate(_Gate):
     """A gate on the ``progress`` of one analysis of ``expectation.entity_id``."""
 
-    expectation: Expectation
+    names = ("entity_id", "analysis", "statement_id", "expected_statements")
     analysis: Analysis = "transactions"
 
     def __post_init__(self) -> None:
@@ -234,15 +250,6 @@ def check_on_failed(on_failed: object) -> OnFailed:
         if on_failed == meaning:
             return cast("OnFailed", meaning)
     raise ValueError(f"on_failed must be one of {', '.join(map(repr, get_args(OnFailed)))}, not {on_failed!r}")
-
-
-def is_literal(value: object) -> bool:
-    """Return whether an argument is known when the DAG is parsed: no template, nothing of an upstream task."""
-    if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
-    if isinstance(value, list | tuple | set):
-        return all(is_literal(item) for item in value)
-    return value is None or isinstance(value, int | float | datetime | timedelta)
 
 
 def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now: datetime) -> Verdict:
@@ -327,50 +334,6 @@ def newest_of_each_statement(rows: Iterable[WebhookPayload]) -> Iterable[Webhook
         if row.statement_id and (key not in newest or _newness(row) > _newness(newest[key])):
             newest[key] = row
     return newest.values()
-
-
-def _parse_ids(statement_id: object) -> tuple[str, ...] | None:
-    if statement_id is None:
-        return None
-    if isinstance(statement_id, str | int):
-        return (check_id("statement_id", statement_id),)
-    if isinstance(statement_id, Iterable):
-        return tuple(check_id("statement_id", one) for one in statement_id)
-    raise ValueError(f"statement_id must be one id or a list of them, not {statement_id!r}")
-
-
-def _parse_grace(failure_grace: timedelta | float) -> timedelta:
-    if isinstance(failure_grace, timedelta):
-        return failure_grace
-    try:
-        return timedelta(seconds=failure_grace)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"failure_grace must be a timedelta or seconds, not {failure_grace!r}") from None
-
-
-def _parse_since(since: datetime | str | None) -> datetime | None:
-    if since is None:
-        return None
-    moment: object = since
-    try:
-        if isinstance(since, str):
-            # It must begin with a digit: pendulum also accepts "now".
-            moment = pendulum.parse(since.strip(), exact=True) if since.strip()[:1].isdigit() else None
-        if isinstance(moment, datetime):
-            return pendulum.instance(moment, tz="UTC").in_timezone("UTC")
-        if isinstance(moment, pendulum.Date):
-            return pendulum.datetime(moment.year, moment.month, moment.day, tz="UTC")
-    except (TypeError, ValueError, OverflowError):  # pendulum raises all of them
-        pass
-    raise ValueError(f"since must be a datetime or ISO 8601 text like '2026-11-01T00:00:00Z', not {since!r}")
-
-
-def _parse_count(count: object) -> int:
-    if isinstance(count, int) and not isinstance(count, bool):
-        return count
-    if isinstance(count, str) and count.strip().isascii() and count.strip().isdigit():
-        return int(count.strip()[:9])
-    raise ValueError(f"expected_statements must be a whole number from 1, not {count!r}")
 
 
 def _completed_if_passed(expectation: Expectation, entity: list[WebhookPayload]) -> list[WebhookPayload]:

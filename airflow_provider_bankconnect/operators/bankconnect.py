@@ -9,7 +9,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.api import WebhookMode, check_webhook_url
-from airflow_provider_bankconnect.gate import Expectation, Row, is_literal, newest_of_each_statement, why_not_considered
+from airflow_provider_bankconnect.arguments import is_literal
+from airflow_provider_bankconnect.gate import Expectation, Row, newest_of_each_statement, why_not_considered
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import is_on, require_airflow, webhook_url
 from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver

@@ -17,13 +17,8 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.gate import (
-    Expectation,
-    HistoryGate,
-    ProgressGate,
-    check_on_failed,
-    is_literal,
-)
+from airflow_provider_bankconnect.arguments import is_literal
+from airflow_provider_bankconnect.gate import HistoryGate, ProgressGate, check_on_failed
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import is_on
 from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
@@ -31,6 +26,7 @@ from airflow_provider_bankconnect.triggers.bankconnect import (
     BankConnectProgressTrigger,
     BankConnectWebhookPayloadTrigger,
     log_lines,
+    wait_event,
 )
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
 
@@ -62,6 +58,8 @@ class _BankConnectSensor(BaseSensorOperator):
     """What the gates have in common: they execute the actions of a :class:`~airflow_provider_bankconnect.wait.Wait`."""
 
     ui_color = "#d8e6f3"
+    _gate_type: type[Gate]
+    _trigger_type: type[BaseTrigger]
     _wait: Wait | None = None
     _hook: BankConnectHook
 
@@ -98,8 +96,10 @@ class _BankConnectSensor(BaseSensorOperator):
             action = wait.next(now)
             log_lines(self.log, wait)
             match action:
+                case End(error=Exception() as error):
+                    raise error
                 case End():
-                    return PokeReturnValue(is_done=True, xcom_value=self._finish(action, wait))
+                    return PokeReturnValue(is_done=True, xcom_value=self._read_event(wait_event(action, wait)))
                 case TestCall():
                     wait.tested(self._test_call())
                 case Poke(at=at) if at <= now:
@@ -119,39 +119,27 @@ class _BankConnectSensor(BaseSensorOperator):
         """
         try:
             return self._read_event(event)
-        except AirflowSkipException:
-            raise
         # The rules that Airflow's own execute() applies to a poke. Those of resume_execution() differ from version to
         # version.
-        except (AirflowSensorTimeout, AirflowFailException) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(f"Skipped because of soft_fail or never_fail: {error}") from error
-            raise
         except Exception as error:
-            if self.never_fail:
-                raise AirflowSkipException(f"Skipped because of never_fail: {error}") from error
+            is_soft = self.soft_fail and isinstance(error, AirflowSensorTimeout | AirflowFailException)
+            if (is_soft or self.never_fail) and not isinstance(error, AirflowSkipException):
+                raise AirflowSkipException(f"Skipped because of soft_fail or never_fail: {error}") from error
             raise
 
     def _gate_arguments(self) -> dict[str, Any]:
-        """Return the arguments that say what is waited for, under the trigger's names for them."""
-        raise NotImplementedError
-
-    def _gate_of(self, **arguments: Any) -> Gate:
-        raise NotImplementedError
-
-    def _trigger(self, **wait: Any) -> BaseTrigger:
-        raise NotImplementedError
+        return {name: getattr(self, name) for name in self._gate_type.names}
 
     def _gate(self) -> Gate:
-        return self._gate_of(**self._gate_arguments())
+        return self._gate_type.parse(**self._gate_arguments())
 
     def _refuse_known_mistakes(self) -> None:
         """Fail at parsing if the mistake is visible there; templates are checked when they are rendered."""
-        # Ids that are known only at run time are replaced, so that the other arguments are checked.
-        stand_in = {"link_id": "template", "entity_id": "template"}
         arguments = self._gate_arguments()
         known = {name: value for name, value in arguments.items() if is_literal(value)}
-        self._gate_of(**{name: stand_in[name] for name in stand_in.keys() & arguments.keys()} | known)
+        # Ids that are known only at run time are replaced, so that the other arguments are checked.
+        stand_in: dict[str, Any] = {name: "template" for name in ("link_id", "entity_id") if name in arguments}
+        self._gate_type.parse(**stand_in | known)
 
     def _begin(self, hook: BankConnectHook, context: Context) -> Wait:
         now = datetime.now(UTC)
@@ -191,7 +179,9 @@ class _BankConnectSensor(BaseSensorOperator):
 
     def _defer(self, wait: Wait, now: datetime) -> NoReturn:
         self.defer(
-            trigger=self._trigger(bankconnect_conn_id=self.bankconnect_conn_id, wait=wait.arguments()),
+            trigger=self._trigger_type(
+                **self._gate_arguments(), bankconnect_conn_id=self.bankconnect_conn_id, wait=wait.arguments()
+            ),
             method_name="execute_complete",
             timeout=wait.deadline - now + _BACKSTOP,
         )
@@ -206,45 +196,31 @@ class _BankConnectSensor(BaseSensorOperator):
             return float(super()._get_next_poke_interval(started_at, run_duration, poke_count))
         return max(0.0, (action.at - now).total_seconds())
 
-    def _finish(self, end: End, wait: Wait) -> Rows:
-        """End the task on the worker."""
-        if end.error is not None:
-            raise end.error
-        if end.status == "timeout":
-            self._time_out(end.because, started=wait.started, pokes=wait.pokes)
-        rows: Rows = [row.as_dict() for row in end.rows]
-        self._conclude(end.status, rows, end.because, started=wait.started, pokes=wait.pokes)
-        return rows
-
-    def _read_event(self, event: dict[str, Any] | None) -> Rows:
+    def _read_event(self, event: Any) -> Rows:
+        """Log how the wait ended; raise if that does not pass the gate, and return the rows if it does."""
         check_on_failed(self.on_failed)
-        fields = event if isinstance(event, dict) else {}
-        started, pokes = _moment(fields.get("started")), int(fields.get("pokes") or 1)
         ends = {"passed"} if self.on_failed == "wait" else {"passed", "failed"}
         match event:
-            case {"status": str(state), "rows": [_, *_] as found, "because": str(because)} if state in ends:
-                rows: Rows = list(found)
-                self._conclude(state, rows, because, started=started, pokes=pokes)
-                return rows
+            case {"status": str(state), "rows": [_, *_] as rows, "because": str(because)} if state in ends:
+                shown = ((row["statement_id"] or "an attempt", row["progress"], row["date_time"]) for row in rows)
+                by = ", ".join(" ".join(filter(None, words)) for words in shown)
+                self.log.info("%s: %s: %s", self._waited(event), because, by)
+                self._count_missed_webhooks(rows)
+                if state == "failed" and self.on_failed in {"fail", "skip"}:
+                    ending = AirflowFailException if self.on_failed == "fail" else AirflowSkipException
+                    raise ending(f"BankConnect says failed: {because}")
+                return list(rows)
             case {"status": "timeout", "because": str(because)}:
-                self._time_out(because, started=started, pokes=pokes)
+                timeout = timedelta(seconds=self.timeout)
+                raise AirflowSensorTimeout(
+                    f"{self._waited(event)}, and timed out after {timeout}. Seen last: {because}"
+                )
             case {"status": "error", "error": str(name), "because": str(because)}:
                 kind: Any = getattr(api, name, None)
                 known = isinstance(kind, type) and issubclass(kind, api.BankConnectError)
                 raise (kind if known else BankConnectWaitError)(because)
         got = f"status {event.get('status')!r}" if isinstance(event, dict) else type(event).__name__
         raise BankConnectWaitError(f"The deferred wait returned an event that no trigger of this package yields: {got}")
-
-    def _conclude(self, state: str, rows: Rows, because: str, *, started: datetime, pokes: int) -> None:
-        """Log how the wait ended, and raise if a failed verdict does not pass the gate."""
-        shown = ((row["statement_id"] or "an attempt", row["progress"], row["date_time"]) for row in rows)
-        by = ", ".join(" ".join(filter(None, words)) for words in shown)
-        self.log.info("%s: %s: %s", self._waited(started, pokes), because, by)
-        self._count_missed_webhooks(rows)
-        if state == "failed" and self.on_failed == "fail":
-            raise AirflowFailException(f"BankConnect says failed: {because}")
-        if state == "failed" and self.on_failed == "skip":
-            raise AirflowSkipException(f"BankConnect says failed: {because}")
 
     def _count_missed_webhooks(self, rows: Rows) -> None:
         """Have the webhook receiver count the statements that no webhook announced. The wait does not depend on it."""
@@ -256,20 +232,12 @@ class _BankConnectSensor(BaseSensorOperator):
         except (WebhookReceiverError, ValueError) as error:
             self.log.info("Could not check whether webhooks had announced these statements: %s", error)
 
-    def _time_out(self, seen: str, *, started: datetime, pokes: int) -> NoReturn:
-        raise AirflowSensorTimeout(
-            f"{self._waited(started, pokes)}, and timed out after {timedelta(seconds=self.timeout)}. Seen last: {seen}"
-        )
-
-    def _waited(self, started: datetime, pokes: int) -> str:
-        waited = timedelta(seconds=round((datetime.now(UTC) - started).total_seconds()))
+    def _waited(self, event: dict[str, Any]) -> str:
+        now, started, pokes = datetime.now(UTC), event.get("started"), event.get("pokes") or 1
+        since = datetime.fromisoformat(started) if isinstance(started, str) else now
         # In reschedule mode each poke is a process of its own, and cannot count the others.
         times = "" if self.reschedule and not self.deferrable else f", poked {pokes} time{'' if pokes == 1 else 's'}"
-        return f"Waited {waited} for {self._gate()}{times}"
-
-
-def _moment(text: object) -> datetime:
-    return datetime.fromisoformat(text) if isinstance(text, str) else datetime.now(UTC)
+        return f"Waited {timedelta(seconds=round((now - since).total_seconds()))} for {self._gate()}{times}"
 
 
 def _first_start(context: Context) -> datetime | None:
@@ -321,6 +289,8 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
         "on_failed",
         "bankconnect_conn_id",
     )
+    _gate_type = HistoryGate
+    _trigger_type = BankConnectWebhookPayloadTrigger
 
     def __init__(
         self,
@@ -344,16 +314,6 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
         self.expected_statements = expected_statements
         self.failure_grace = failure_grace
         self._refuse_known_mistakes()
-
-    def _gate_arguments(self) -> dict[str, Any]:
-        names = ("link_id", "entity_id", "statement_id", "since", "expected_statements", "failure_grace")
-        return {name: getattr(self, name) for name in names}
-
-    def _gate_of(self, **arguments: Any) -> HistoryGate:
-        return HistoryGate(Expectation.parse(**arguments))
-
-    def _trigger(self, **wait: Any) -> BankConnectWebhookPayloadTrigger:
-        return BankConnectWebhookPayloadTrigger(**self._gate_arguments(), **wait)
 
 
 class BankConnectProgressSensor(_BankConnectSensor):
@@ -388,6 +348,8 @@ class BankConnectProgressSensor(_BankConnectSensor):
         "on_failed",
         "bankconnect_conn_id",
     )
+    _gate_type = ProgressGate
+    _trigger_type = BankConnectProgressTrigger
 
     def __init__(
         self,
@@ -407,13 +369,3 @@ class BankConnectProgressSensor(_BankConnectSensor):
         self.statement_id = statement_id
         self.expected_statements = expected_statements
         self._refuse_known_mistakes()
-
-    def _gate_arguments(self) -> dict[str, Any]:
-        names = ("entity_id", "analysis", "statement_id", "expected_statements")
-        return {name: getattr(self, name) for name in names}
-
-    def _gate_of(self, *, analysis: Analysis = "transactions", **arguments: Any) -> ProgressGate:
-        return ProgressGate(Expectation.parse(**arguments), analysis)
-
-    def _trigger(self, **wait: Any) -> BankConnectProgressTrigger:
-        return BankConnectProgressTrigger(**self._gate_arguments(), **wait)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
+from airflow_provider_bankconnect.gate import HistoryGate, ProgressGate
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.triggers.poller import SHARED_SECONDS, Rows, result_of, shared_poller
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
@@ -69,6 +69,16 @@ def log_lines(log: Logger, wait: Wait) -> None:
         getattr(log, level)("%s", text)
 
 
+def wait_event(end: End, wait: Wait) -> WaitEvent:
+    """Return the event of a wait that has ended."""
+    event = WaitEvent(status=end.status, because=end.because, pokes=wait.pokes, started=wait.started.isoformat())
+    if end.error is not None:
+        event["error"] = type(end.error).__name__
+    if end.rows:
+        event["rows"] = [row.as_dict() for row in end.rows]
+    return event
+
+
 class _BankConnectTrigger(BaseTrigger):
     """Pokes until the gate passes or fails, the deadline is reached, or an error is final.
 
@@ -85,13 +95,10 @@ class _BankConnectTrigger(BaseTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and its arguments, in types that every Airflow serializes. No keys among them."""
         return f"{type(self).__module__}.{type(self).__qualname__}", {
-            **self._gate_arguments(),
+            **self.gate.arguments(),
             "bankconnect_conn_id": self.bankconnect_conn_id,
             "wait": self.wait.arguments(),
         }
-
-    def _gate_arguments(self) -> dict[str, Any]:
-        raise NotImplementedError
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
@@ -99,9 +106,7 @@ class _BankConnectTrigger(BaseTrigger):
             event = await self._wait()
         except Exception as error:
             self.log.exception("The wait for %s crashed", self.gate)
-            because = "the wait crashed; see the triggerer's log"
-            event = WaitEvent(status="error", error=type(error).__name__, because=because)
-        event["started"] = self.wait.started.isoformat()
+            event = wait_event(End("error", "the wait crashed; see the triggerer's log", error=error), self.wait)
         yield TriggerEvent(dict(event))  # type: ignore[no-untyped-call]
 
     async def _wait(self) -> WaitEvent:
@@ -121,7 +126,7 @@ class _BankConnectTrigger(BaseTrigger):
                 log_lines(self.log, wait)
                 match action:
                     case End():
-                        return self._event(action)
+                        return wait_event(action, wait)
                     case TestCall():
                         wait.tested(await self._test_call(poller, action, now))
                     case Poke(at=at) if at > now:
@@ -171,14 +176,6 @@ class _BankConnectTrigger(BaseTrigger):
         now = datetime.now(UTC)
         self.wait.judged(self.gate.judge(rows, now), now, dice)
 
-    def _event(self, end: End) -> WaitEvent:
-        event = WaitEvent(status=end.status, because=end.because, pokes=self.wait.pokes)
-        if end.error is not None:
-            event["error"] = type(end.error).__name__
-        if end.rows:
-            event["rows"] = [row.as_dict() for row in end.rows]
-        return event
-
 
 class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
     """Waits for the webhook payloads of a link.
@@ -204,7 +201,7 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
         wait: WaitArguments,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
     ) -> None:
-        expectation = Expectation.parse(
+        gate = HistoryGate.parse(
             link_id=link_id,
             entity_id=entity_id,
             statement_id=statement_id,
@@ -212,18 +209,7 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
             expected_statements=expected_statements,
             failure_grace=failure_grace,
         )
-        super().__init__(HistoryGate(expectation), wait, bankconnect_conn_id)
-
-    def _gate_arguments(self) -> dict[str, Any]:
-        expected = self.gate.expectation
-        return {
-            "link_id": expected.link_id,
-            "entity_id": expected.entity_id,
-            "statement_id": list(expected.statement_id) if expected.statement_id else None,
-            "since": expected.since.isoformat() if expected.since else None,
-            "expected_statements": expected.expected_statements,
-            "failure_grace": expected.failure_grace.total_seconds(),
-        }
+        super().__init__(gate, wait, bankconnect_conn_id)
 
 
 class BankConnectProgressTrigger(_BankConnectTrigger):
@@ -248,16 +234,7 @@ class BankConnectProgressTrigger(_BankConnectTrigger):
         wait: WaitArguments,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
     ) -> None:
-        expectation = Expectation.parse(
-            entity_id=entity_id, statement_id=statement_id, expected_statements=expected_statements
+        gate = ProgressGate.parse(
+            entity_id=entity_id, analysis=analysis, statement_id=statement_id, expected_statements=expected_statements
         )
-        super().__init__(ProgressGate(expectation, analysis), wait, bankconnect_conn_id)
-
-    def _gate_arguments(self) -> dict[str, Any]:
-        expected = self.gate.expectation
-        return {
-            "entity_id": expected.entity_id,
-            "analysis": self.gate.analysis,
-            "statement_id": list(expected.statement_id) if expected.statement_id else None,
-            "expected_statements": expected.expected_statements,
-        }
+        super().__init__(gate, wait, bankconnect_conn_id)

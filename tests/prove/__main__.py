@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from happened import EVERYTHING
-from named_mutants import MUTANTS
+from named_mutants import MUTANTS, planted
 from over_tls import check_over_tls
 from progress import Progress
 from proof import kill, prove, smallest
@@ -41,6 +41,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.seed is not None:
         return replay(options.seed)
+    for name in MUTANTS:
+        # Fails now, not after minutes, if the code that it changes has changed.
+        with planted(name):
+            pass
     parts = (
         (prove_all, Progress("Schedules", options.schedules, "broken")),
         (kill_all, Progress("Mutants", len(MUTANTS), "alive")),

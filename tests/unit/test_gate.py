@@ -31,6 +31,7 @@ from gate_cases import (
 )
 
 from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.arguments import is_literal
 from airflow_provider_bankconnect.gate import (
     Expectation,
     HistoryGate,
@@ -38,7 +39,6 @@ from airflow_provider_bankconnect.gate import (
     Row,
     Verdict,
     check_on_failed,
-    is_literal,
     judge_history,
     judge_progress,
     newest_of_each_statement,
