@@ -16,18 +16,10 @@ from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    FailFast,
-    PlainValidator,
-    ValidationError,
-    ValidationInfo,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, ValidationError, ValidationInfo
 from pydantic_core import from_json
 
+from airflow_provider_bankconnect import errors
 from airflow_provider_bankconnect.arguments import (
     ANALYSES,
     Analysis,
@@ -37,30 +29,16 @@ from airflow_provider_bankconnect.arguments import (
     check_webhook_url,
 )
 from airflow_provider_bankconnect.connection import DEFAULT_BASE_URL, DEFAULT_PATH, ConnectionSettings
-from airflow_provider_bankconnect.errors import (
-    BankConnectAuthError,
-    BankConnectCertificateError,
-    BankConnectConnectionError,
-    BankConnectError,
-    BankConnectNotFoundError,
-    BankConnectNotReadyError,
-    BankConnectRateLimitError,
-    BankConnectResponseError,
-    BankConnectServerError,
-    BankConnectTimezoneError,
-    BankConnectTransientError,
-)
+from airflow_provider_bankconnect.errors import *  # noqa: F403 - they are public here
 
 __all__ = [
     "ANALYSES", "DEFAULT_BASE_URL", "DEFAULT_PATH", "MAX_ANSWER_BYTES", "MAX_ANSWER_OBJECTS", "MAX_ANSWER_VALUES",
-    "MAX_BACKOFF", "MAX_PAGES", "MAX_RETRIES", "Analysis", "Answer", "BankConnectAuthError",
-    "BankConnectCertificateError", "BankConnectConnectionError", "BankConnectError", "BankConnectNotFoundError",
-    "BankConnectNotReadyError", "BankConnectRateLimitError", "BankConnectResponseError", "BankConnectServerError",
-    "BankConnectTimezoneError", "BankConnectTransientError", "Call", "ConnectionSettings", "Request", "Result",
+    "MAX_BACKOFF", "MAX_PAGES", "MAX_RETRIES", "Analysis", "Answer", "Call", "ConnectionSettings", "Request", "Result",
     "StatementProgress", "WebhookMode", "WebhookPayload", "advance", "backoff", "check_analysis", "check_id",
     "check_status", "check_webhook_url", "get_entities", "get_progress", "get_transactions", "get_webhook_payloads",
     "probe", "retry_after_seconds", "update_webhook",
 ]  # fmt: skip
+__all__ += errors.__all__
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 # A byte of JSON can become hundreds of bytes of memory: 64 MiB of nested lists became ten gigabytes.
@@ -158,7 +136,7 @@ class WebhookPayload(_Model):
     link_id: str | None
     progress: str
     reason: Annotated[str, BeforeValidator(_blank_for_none)]
-    date_time: Annotated[datetime, PlainValidator(_vendor_time)]
+    date_time: Annotated[datetime, BeforeValidator(_vendor_time)]
 
 
 class StatementProgress(_Model):
@@ -216,9 +194,7 @@ def get_progress(entity_id: str | int, analysis: Analysis = "transactions") -> C
     """Get the progress of one analysis of an entity."""
     entity_id = check_id("entity_id", entity_id)
     request = _analysis_request(entity_id, analysis)
-    answer = _read(_Analysis, request, (yield request))
-    _check_entity(request, entity_id, answer)
-    return answer.progress
+    return _read_analysis(request, entity_id, (yield request)).progress
 
 
 def get_transactions(entity_id: str | int, account_id: str | int | None = None) -> Call[dict[str, Any]]:
@@ -226,23 +202,19 @@ def get_transactions(entity_id: str | int, account_id: str | int | None = None) 
     entity_id = check_id("entity_id", entity_id)
     request = _analysis_request(entity_id, "transactions", account_id)
     answer = yield request
-    analysis = _read(_Analysis, request, answer)
-    _check_entity(request, entity_id, analysis)
-    total = len(analysis.progress)
-    unfinished = sum((item.status or "").lower() not in {"completed", "failed"} for item in analysis.progress)
+    progress = _read_analysis(request, entity_id, answer).progress
+    total = len(progress)
+    unfinished = sum((item.status or "").lower() not in {"completed", "failed"} for item in progress)
     if unfinished or not total:
         why = f"{unfinished} of {total} statements are still being processed" if total else "no statement yet"
-        raise BankConnectNotReadyError(
+        raise errors.BankConnectNotReadyError(
             f"{request.call}: HTTP {answer.status}: {why}; wait for them with a sensor first", status=answer.status
         )
     try:
         # The models skip unknown fields, and so did not check these.
         return _finite_json(answer.body)
     except ValueError:
-        raise BankConnectResponseError(
-            f"{request.call}: HTTP {answer.status}, but not JSON: it has NaN, Infinity or too large a number",
-            status=answer.status,
-        ) from None
+        raise _unexpected(request, answer, "but not JSON: it has NaN, Infinity or too large a number") from None
 
 
 def get_entities(link_id: str | int) -> Call[list[str]]:
@@ -262,10 +234,8 @@ def get_entities(link_id: str | int) -> Call[list[str]]:
         # BankConnect's own `next` is not followed: the keys go only to the connection's base URL.
         if not read.next:
             return list(found)
-    raise BankConnectResponseError(
-        f"entities: HTTP 200, but still a next page after {MAX_PAGES}, or {MAX_ANSWER_BYTES // 2**20} MiB of them",
-        status=200,
-    )
+    too_many = f"but still a next page after {MAX_PAGES}, or {MAX_ANSWER_BYTES // 2**20} MiB of them"
+    raise _unexpected(request, answer, too_many)
 
 
 def probe() -> Call[list[str]]:
@@ -275,39 +245,30 @@ def probe() -> Call[list[str]]:
 
 def check_status(request: Request, answer: Answer) -> Answer:
     """Return an answer with status 200; raise the error of any other status."""
-    status, call = answer.status, request.call
+    status, start = answer.status, f"{request.call}: HTTP {answer.status}:"
     if status == 200:
         # Every request asks for an uncompressed answer: a kilobyte of a compressed one can become a megabyte.
-        if (answer.encoding or "").strip().lower() not in {"", "identity"}:
-            raise BankConnectResponseError(
-                f"{call}: HTTP 200, but compressed, which was not asked for: is there a proxy that compresses?",
-                status=status,
-            )
-        return answer
+        if (answer.encoding or "").strip().lower() in {"", "identity"}:
+            return answer
+        problem = "but compressed, which was not asked for: is there a proxy that compresses?"
+        raise _unexpected(request, answer, problem)
     if status in {401, 402, 403}:
-        raise BankConnectAuthError(
-            f"{call}: HTTP {status}: BankConnect refuses these keys. Check API Key and Server Hash of the connection",
-            status=status,
-        )
+        advice = "Check API Key and Server Hash of the connection"
+        raise errors.BankConnectAuthError(f"{start} BankConnect refuses these keys. {advice}", status=status)
     if status == 404:
-        raise BankConnectNotFoundError(f"{call}: HTTP 404: unknown, or nothing there yet", status=status)
+        raise errors.BankConnectNotFoundError(f"{start} unknown, or nothing there yet", status=status)
     retry_after = retry_after_seconds(answer.retry_after, answer.received_at)
     asked = f" (Retry-After: {retry_after:.0f} s)" if retry_after else ""
     if status == 429:
-        raise BankConnectRateLimitError(
-            f"{call}: HTTP 429: too many calls{asked}", status=status, retry_after=retry_after
-        )
+        raise errors.BankConnectRateLimitError(f"{start} too many calls{asked}", status=status, retry_after=retry_after)
     if 500 <= status <= 599:
-        raise BankConnectServerError(
-            f"{call}: HTTP {status}: BankConnect failed{asked}", status=status, retry_after=retry_after
+        raise errors.BankConnectServerError(
+            f"{start} BankConnect failed{asked}", status=status, retry_after=retry_after
         )
+    problem = "expected 200"
     if 300 <= status <= 399:
-        raise BankConnectResponseError(
-            f"{call}: HTTP {status}: a redirect, which is never followed: the keys would go with it. "
-            "Check the connection's host",
-            status=status,
-        )
-    raise BankConnectResponseError(f"{call}: HTTP {status}: expected 200", status=status)
+        problem = "a redirect, which is never followed: the keys would go with it. Check the connection's host"
+    raise errors.BankConnectResponseError(f"{start} {problem}", status=status)
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
@@ -343,9 +304,16 @@ def _analysis_request(entity_id: str, analysis: Analysis, account_id: str | int 
     return Request(analysis, "GET", path)
 
 
-def _check_entity(request: Request, entity_id: str, answer: _Analysis) -> None:
-    if answer.entity_id is not None and answer.entity_id != entity_id:
-        raise BankConnectResponseError(f"{request.call}: HTTP 200, but the answer is about another entity", status=200)
+def _read_analysis(request: Request, entity_id: str, answer: Answer) -> _Analysis:
+    analysis = _read(_Analysis, request, answer)
+    if analysis.entity_id not in {None, entity_id}:
+        raise _unexpected(request, answer, "but the answer is about another entity")
+    return analysis
+
+
+def _unexpected(request: Request, answer: Answer, problem: str) -> errors.BankConnectResponseError:
+    message = f"{request.call}: HTTP {answer.status}, {problem}"
+    return errors.BankConnectResponseError(message, status=answer.status)
 
 
 def _finite_json(body: bytes) -> dict[str, Any]:
@@ -377,19 +345,13 @@ def _read(model: type[M], request: Request, answer: Answer, **context: object) -
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         shown = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'body'}: {p['msg']}" for p in problems[:3])
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        expected = ", ".join(model.model_fields)
-        raise BankConnectResponseError(
-            f"{request.call}: HTTP {answer.status}, but not the documented JSON (with {expected}): {shown}{more}",
-            status=answer.status,
-        ) from None
+        problem = f"but not the documented JSON (with {', '.join(model.model_fields)}): {shown}{more}"
+        raise _unexpected(request, answer, problem) from None
 
 
 def _refuse_costly(request: Request, answer: Answer) -> None:
     # Characters within strings count too: telling them apart would mean parsing.
     objects = answer.body.count(b"{") + answer.body.count(b"[")
     if objects > MAX_ANSWER_OBJECTS or answer.body.count(b",") > MAX_ANSWER_VALUES:
-        raise BankConnectResponseError(
-            f"{request.call}: HTTP {answer.status}, but the answer has more than {MAX_ANSWER_OBJECTS} lists and "
-            f"objects, or more than {MAX_ANSWER_VALUES} values, and was not read",
-            status=answer.status,
-        )
+        most = f"more than {MAX_ANSWER_OBJECTS} lists and objects, or more than {MAX_ANSWER_VALUES} values"
+        raise _unexpected(request, answer, f"but the answer has {most}, and was not read")

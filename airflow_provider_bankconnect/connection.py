@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
-from typing import Final, TypeAlias
+from typing import Final
 from urllib.parse import urlsplit
 
 import pendulum
@@ -40,34 +40,26 @@ class ConnectionSettings:
 
     @classmethod
     def parse(
-        cls,
-        conn_id: str,
-        *,
-        host: str | None,
-        port: int | None,
-        password: str | None,
-        extra: Mapping[str, object],
+        cls, conn_id: str, *, host: str | None, port: int | None, password: str | None, extra: Mapping[str, object]
     ) -> ConnectionSettings:
         """Read the fields of an Airflow connection.
 
         :raises ValueError: names the connection and the field, never the value of a key.
         """
-
-        def refuse(name: str, problem: str) -> ValueError:
-            return ValueError(f"Connection {conn_id!r}: {name} {problem}")
-
         if not isinstance(extra, Mapping):
-            raise refuse("extra", "must be a JSON object")
-
-        return cls(
-            base_url=_base_url(host, port, refuse),
-            api_key=_key(extra.get("api_key"), "API Key (extra 'api_key')", refuse),
-            server_hash=_key(password, "Server Hash (password)", refuse),
-            timezone=_timezone(extra.get("timezone"), refuse),
-            verify=_verify(extra.get("verify"), refuse),
-            timeout=_seconds(extra.get("timeout"), refuse),
-            max_concurrency=_polls(extra.get("max_concurrency"), refuse),
-        )
+            raise ValueError(f"Connection {conn_id!r}: extra must be a JSON object")
+        try:
+            return cls(
+                base_url=_base_url(host, port),
+                api_key=_key(extra.get("api_key"), "API Key (extra 'api_key')"),
+                server_hash=_key(password, "Server Hash (password)"),
+                timezone=_timezone(extra.get("timezone")),
+                verify=_verify(extra.get("verify")),
+                timeout=_seconds(extra.get("timeout")),
+                max_concurrency=_polls(extra.get("max_concurrency")),
+            )
+        except ValueError as error:
+            raise ValueError(f"Connection {conn_id!r}: {error}") from None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -75,72 +67,69 @@ class ConnectionSettings:
         return {"x-api-key": self.api_key, "server-hash": self.server_hash}
 
 
-_Refuse: TypeAlias = Callable[[str, str], ValueError]
-
-
-def _base_url(host: str | None, port: int | None, refuse: _Refuse) -> str:
+def _base_url(host: str | None, port: int | None) -> str:
     text = (host or "").strip() or DEFAULT_BASE_URL
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         name, own_port = parts.hostname, parts.port
     except ValueError:
-        raise refuse("host", "is not a URL: its name or port cannot be read") from None
+        raise ValueError("host is not a URL: its name or port cannot be read") from None
     if parts.scheme == "http":
-        raise refuse("host", "must not be http://: BankConnect fails plain HTTP, and the keys would travel in clear")
+        raise ValueError("host must not be http://: BankConnect fails plain HTTP, and the keys would travel in clear")
     if parts.scheme != "https" or not name or "\\" in text or any(c.isspace() or not c.isprintable() for c in text):
-        raise refuse("host", "must be a bare host or an https:// base URL")
+        raise ValueError("host must be a bare host or an https:// base URL")
     if "@" in parts.netloc or parts.query or parts.fragment or {".", ".."} & set(parts.path.split("/")):
-        raise refuse("host", "must have no user info, query, fragment or dot segments")
+        raise ValueError("host must have no user info, query, fragment or dot segments")
     if port and not 0 < port <= _HIGHEST_PORT:
-        raise refuse("port", f"must be between 1 and {_HIGHEST_PORT}, not {port}")
+        raise ValueError(f"port must be between 1 and {_HIGHEST_PORT}, not {port}")
     if port and own_port and port != own_port:
-        raise refuse("port", f"is {port}, but host says {own_port}: give it once")
+        raise ValueError(f"port is {port}, but host says {own_port}: give it once")
     shown = f"[{name}]" if ":" in name else name
     number = port or own_port or _HTTPS_PORT
     return f"https://{shown}{'' if number == _HTTPS_PORT else f':{number}'}{parts.path.rstrip('/') or DEFAULT_PATH}"
 
 
-def _key(value: object, name: str, refuse: _Refuse) -> str:
+def _key(value: object, name: str) -> str:
     if value is None or value == "":
-        raise refuse(name, "is missing")
+        raise ValueError(f"{name} is missing")
     if not isinstance(value, str):
-        raise refuse(name, f"must be text, not {type(value).__name__}")
+        raise ValueError(f"{name} must be text, not {type(value).__name__}")
     if not all("!" <= character <= "~" for character in value):
-        raise refuse(name, "has a blank or a character outside visible ASCII: was it pasted with something around it?")
+        problem = "has a blank or a character outside visible ASCII: was it pasted with something around it?"
+        raise ValueError(f"{name} {problem}")
     if value == "***":
-        raise refuse(name, "is '***': Airflow's mask was saved in the place of the key. Enter the key again")
+        raise ValueError(f"{name} is '***': Airflow's mask was saved in the place of the key. Enter the key again")
     return value
 
 
-def _timezone(value: object, refuse: _Refuse) -> tzinfo:
+def _timezone(value: object) -> tzinfo:
     try:
         return pendulum.timezone(str(value)) if value not in (None, "") else UTC
     except (ValueError, KeyError, OSError):
-        raise refuse("timezone", f"must be an IANA name like 'UTC' or 'Asia/Kolkata', not {value!r}") from None
+        raise ValueError(f"timezone must be an IANA name like 'UTC' or 'Asia/Kolkata', not {value!r}") from None
 
 
-def _verify(value: object, refuse: _Refuse) -> str | None:
+def _verify(value: object) -> str | None:
     word = str(value).strip()
     if value is None or word.lower() in {"", "true"}:
         return None
     if not isinstance(value, str) or word.lower() in {"false", "0", "no", "off", "none"}:
-        raise refuse("verify", f"must be the path of a CA bundle, not {value!r}: TLS is always verified")
+        raise ValueError(f"verify must be the path of a CA bundle, not {value!r}: TLS is always verified")
     return word
 
 
-def _seconds(value: object, refuse: _Refuse) -> float:
+def _seconds(value: object) -> float:
     number = _number(value, 30.0)
     if not 0 < number <= _LONGEST_TIMEOUT:
-        raise refuse(
-            "timeout", f"must be a number of seconds above 0, at most a day ({_LONGEST_TIMEOUT}), not {value!r}"
-        )
+        allowed = f"a number of seconds above 0, at most a day ({_LONGEST_TIMEOUT})"
+        raise ValueError(f"timeout must be {allowed}, not {value!r}")
     return number
 
 
-def _polls(value: object, refuse: _Refuse) -> int:
+def _polls(value: object) -> int:
     number = _number(value, 16)
     if not 1 <= number < math.inf or number != int(number):
-        raise refuse("max_concurrency", f"must be a whole number from 1, not {value!r}")
+        raise ValueError(f"max_concurrency must be a whole number from 1, not {value!r}")
     return int(number)
 
 

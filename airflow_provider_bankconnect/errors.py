@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "BankConnectAuthError", "BankConnectCertificateError", "BankConnectConnectionError", "BankConnectError",
+    "BankConnectNotFoundError", "BankConnectNotReadyError", "BankConnectRateLimitError", "BankConnectResponseError",
+    "BankConnectServerError", "BankConnectTimezoneError", "BankConnectTransientError",
+]  # fmt: skip
+
 
 class BankConnectError(Exception):
     """A call to BankConnect failed.

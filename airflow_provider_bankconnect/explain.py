@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from airflow_provider_bankconnect.api import BankConnectTimezoneError, StatementProgress, WebhookPayload
-from airflow_provider_bankconnect.gate import (
-    HistoryGate,
-    Row,
-    Verdict,
-    newest_of_each_statement,
-    why_not_considered,
-)
+from airflow_provider_bankconnect.gate import HistoryGate, Row, Verdict, newest_of_each_statement, why_not_considered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -109,11 +104,12 @@ def _explain_history(
     try:
         verdict = gate.judge(rows, now)
     except BankConnectTimezoneError as error:
+        zone = rows[0].date_time.tzinfo
         return _page(
             f"ERROR: {gate}: {error}.",
             _history_table(gate, rows, None),
             ["The sensor ends with this error, whatever on_failed and soft_fail say."],
-            [f"Set the connection's timezone to that of BankConnect's times: they were read as {_zone(rows)}."],
+            [f"Set the connection's timezone to that of BankConnect's times: they were read as {zone}."],
         )
     because = verdict.because if verdict.rows else "no row that counts" if rows else "no row at all"
     absent = _absent(gate, rows, progress or {}) if verdict.state != "passed" else {}
@@ -131,10 +127,8 @@ def _history_hints(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: V
     if verdict.state == "passed" and wanted.since is None and wanted.statement_id is None:
         oldest = datetime.fromisoformat(verdict.rows[-1].date_time or "")
         if now - oldest > _OLD:
-            hints.append(
-                f"Is the row of {_time(oldest)} one that you wait for? Without since, rows of any age count, "
-                "and a link that is used again passes at once."
-            )
+            risk = "Without since, rows of any age count, and a link that is used again passes at once."
+            hints.append(f"Is the row of {_time(oldest)} one that you wait for? {risk}")
     dropped = [row for row in rows if why_not_considered(wanted, row) is not None]
     if verdict.state == "pending" and dropped:
         if wanted.since is not None and any(row.date_time < wanted.since for row in dropped):
@@ -184,14 +178,12 @@ def _history_table(gate: HistoryGate, rows: Sequence[WebhookPayload], verdict: V
         lines.append(f"Entity {_plain(entity_id)}, newest first, times in UTC:")
         shown: set[WebhookPayload] = set()
         for row in sorted(its, key=rank, reverse=True):
-            given = Row.of_payload(row)
+            remark = _history_remark(gate, row, verdict, is_current=row in current)
             if row in shown and row.statement_id:
                 remark = "the same row again"
-            else:
-                remark = _history_remark(gate, row, verdict, is_current=row in current)
             shown.add(row)
-            when = f"{_time(row.date_time)}  "
-            lines.append(_line(given.progress, row.statement_id, row.reason, remark, when))
+            progress = Row.of_payload(row).progress
+            lines.append(_line(progress, row.statement_id, row.reason, remark, f"{_time(row.date_time)}  "))
     return lines
 
 
@@ -233,7 +225,7 @@ def _absent(
     return {entity_id: items for entity_id, items in absent.items() if items}
 
 
-def _absent_table(absent: Mapping[str, Sequence[StatementProgress]]) -> list[str]:
+def _absent_table(absent: EntityProgress) -> list[str]:
     lines = []
     for entity_id, items in absent.items():
         lines.append(f"Entity {_plain(entity_id)}, known to BankConnect but not in this history:")
@@ -243,17 +235,11 @@ def _absent_table(absent: Mapping[str, Sequence[StatementProgress]]) -> list[str
     return lines
 
 
-def _absent_hints(
-    rows: Sequence[WebhookPayload],
-    absent: Mapping[str, Sequence[StatementProgress]],
-    progress: EntityProgress | None,
-) -> list[str]:
+def _absent_hints(rows: Sequence[WebhookPayload], absent: EntityProgress, progress: EntityProgress | None) -> list[str]:
     """Return why a history may lack rows, as far as the progress of the link's entities shows it."""
     if any(_is_over(item) for items in absent.values() for item in items):
-        return [
-            _question(_REGISTERED),
-            "BankConnectProgressSensor counts the statements without a row: it needs no webhook.",
-        ]
+        other = "BankConnectProgressSensor counts the statements without a row: it needs no webhook."
+        return [_question(_REGISTERED), other]
     if rows or absent:
         return []
     if progress is None:
@@ -297,23 +283,16 @@ def _outcome(gate: Gate, verdict: Verdict) -> list[str]:
         return ["What happens now depends on on_failed:", *_ON_FAILED]
     if (until := _counts_from(gate, verdict)) is None:
         return ["The sensor continues to wait, whatever on_failed is."]
-    return [
-        f"The sensor continues to wait. If no new statement arrives until {_time(until)} UTC, on_failed decides:",
-        *_ON_FAILED,
-    ]
+    condition = f"If no new statement arrives until {_time(until)} UTC, on_failed decides:"
+    return [f"The sensor continues to wait. {condition}", *_ON_FAILED]
 
 
 def _counts_from(gate: Gate, verdict: Verdict) -> datetime | None:
     """Return when the newest row, a failure, is old enough to count; None if that is not what a pending gate has."""
-    newest = verdict.rows[0] if verdict.rows else None
-    if (
-        not newest
-        or not newest.date_time
-        or newest.progress != "failed"
-        or any(r.progress not in _OVER for r in verdict.rows)
-    ):
+    if not verdict.rows or verdict.rows[0].progress != "failed" or any(r.progress not in _OVER for r in verdict.rows):
         return None
-    return datetime.fromisoformat(newest.date_time) + gate.expectation.failure_grace
+    newest = verdict.rows[0].date_time
+    return datetime.fromisoformat(newest) + gate.expectation.failure_grace if newest else None
 
 
 def _checks(gate: Gate) -> list[str]:
@@ -329,19 +308,13 @@ def _is_spread(gate: Gate, verdict: Verdict) -> bool:
     return isinstance(gate, HistoryGate) and verdict.state == "pending" and together
 
 
-def _done_by_entity(rows: Iterable[Row], done: set[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.entity_id] = counts.get(row.entity_id, 0) + (row.progress in done and bool(row.statement_id))
-    return counts
+def _done_by_entity(rows: Iterable[Row], done: set[str]) -> Counter[str]:
+    return Counter(row.entity_id for row in rows if row.progress in done and row.statement_id)
 
 
 def _count_of(number: int, kind: str) -> str:
-    return (
-        f"{number} {kind}"
-        if number == 1
-        else f"{number} {kind.replace('statement', 'statements').replace('login', 'logins')}"
-    )
+    plural = kind.replace("statement", "statements").replace("login", "logins")
+    return f"{number} {kind if number == 1 else plural}"
 
 
 def _line(progress: str, statement_id: str, said: str, remark: str, when: str = "") -> str:
@@ -352,10 +325,6 @@ def _line(progress: str, statement_id: str, said: str, remark: str, when: str = 
 
 def _time(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _zone(rows: Sequence[WebhookPayload]) -> str:
-    return str(rows[0].date_time.tzinfo)
 
 
 def _question(check: str) -> str:

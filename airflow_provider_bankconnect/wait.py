@@ -27,7 +27,7 @@ from airflow_provider_bankconnect.explain import clock, in_short, not_yet
 from airflow_provider_bankconnect.gate import OnFailed, Row, Verdict, check_on_failed
 
 if TYPE_CHECKING:
-    from typing import NotRequired
+    from typing import Required
 
     from airflow_provider_bankconnect.gate import Gate
 
@@ -82,13 +82,8 @@ class End:
 
 
 Action: TypeAlias = Poke | TestCall | End
-
-
-class Line(NamedTuple):
-    """A line for the task's log."""
-
-    level: Literal["info", "warning"]
-    text: str
+# A line for the task's log: its level, and its text.
+Line: TypeAlias = tuple[Literal["info", "warning"], str]
 
 
 class Pause(NamedTuple):
@@ -98,37 +93,22 @@ class Pause(NamedTuple):
     until: datetime
 
 
-class WaitArguments(TypedDict):
-    """A wait as an argument of a trigger. Times are aware, or ISO 8601 text.
+class WaitArguments(TypedDict, total=False):
+    """A wait as an argument of a trigger. Times are aware, or ISO 8601 text."""
 
-    :param deadline: when the wait ends. Absolute: a restarted triggerer keeps it.
-    :param poke_interval: seconds between two pokes; never under one.
-    :param exponential_backoff: double the time between two pokes each time.
-    :param max_wait: maximum seconds between two pokes.
-    :param on_failed: with ``"wait"`` a failed verdict does not end the wait.
-    :param silent_fail: continue after errors that are final otherwise.
-    :param started: when the wait began, on the worker.
-    :param next_poke: when to poke next; now if left out.
-    :param paused: seconds of the last pause that BankConnect asked for.
-    :param paused_until: when that pause is over.
-    :param pokes: how often the worker has poked.
-    :param seen: the result of that, in words without customer data.
-    :param logged: 16-bit checksum of the line that was logged last, so that it is not logged again.
-    """
-
-    deadline: datetime | str
-    poke_interval: NotRequired[float]
-    exponential_backoff: NotRequired[bool]
-    max_wait: NotRequired[float | None]
-    on_failed: NotRequired[OnFailed]
-    silent_fail: NotRequired[bool]
-    started: NotRequired[datetime | str | None]
-    next_poke: NotRequired[datetime | str | None]
-    paused: NotRequired[float]
-    paused_until: NotRequired[datetime | str | None]
-    pokes: NotRequired[int]
-    seen: NotRequired[str]
-    logged: NotRequired[int | None]
+    deadline: Required[datetime | str]  # when the wait ends; absolute: a restarted triggerer keeps it
+    poke_interval: float  # seconds between two pokes; never under one
+    exponential_backoff: bool  # double the time between two pokes each time
+    max_wait: float | None  # maximum seconds between two pokes
+    on_failed: OnFailed  # with "wait" a failed verdict does not end the wait
+    silent_fail: bool  # continue after errors that are final otherwise
+    started: datetime | str  # when the wait began, on the worker
+    next_poke: datetime | str  # when to poke next; now if left out
+    paused: float  # seconds of the last pause that BankConnect asked for
+    paused_until: datetime | str  # when that pause is over
+    pokes: int  # how often the worker has poked
+    seen: str  # the result of that, in words without customer data
+    logged: int | None  # 16-bit checksum of the last "Not yet" line, so that it is not logged again
 
 
 class Wait:
@@ -161,15 +141,11 @@ class Wait:
         self._settled = now
         # Pokes that an event made earlier do not count for exponential_backoff: events must not lengthen its pauses.
         self._paced = self.pokes
-        self._is_early = False
-        self._echoes = 0
-        self._errors = 0
-        self._last_error = ""
+        self._is_early, self._echoes = False, 0
+        self._errors, self._last_error = 0, ""
         self._not_found_since: datetime | None = None
-        self._is_tested = False
-        self._is_path_wrong = False
-        self._is_in_flight = False
-        self._is_last_poke_made = False
+        self._is_tested = self._is_path_wrong = False
+        self._is_in_flight = self._is_last_poke_made = False
         self._end: End | None = None
         # The hash of the last verdict: its rows may be thousands, and the waits too.
         self._verdict: int | None = None
@@ -353,7 +329,7 @@ class Wait:
         return f"next check {clock(min(self._next_poke, self.deadline), now)}"
 
     def _log(self, level: Literal["info", "warning"], text: str) -> None:
-        self._lines.append(Line(level, text))
+        self._lines.append((level, text))
 
 
 class SharedPause:
@@ -363,11 +339,10 @@ class SharedPause:
     answer is one wait's, three in a row of any waits are everybody's.
     """
 
-    def __init__(self, resume_at: float = 0.0, seconds: float = 0.0) -> None:
-        self.resume_at = resume_at
-        # Of the pause that BankConnect asked for; 0 is our own back-off.
-        self.seconds = seconds
-        self.asked_until = resume_at if seconds else 0.0
+    def __init__(self) -> None:
+        self.resume_at = 0.0
+        # Of the last pause that BankConnect asked for. Our own back-off is none.
+        self.seconds = self.asked_until = 0.0
         self._errors = 0
 
     def succeeded(self) -> None:

@@ -34,6 +34,8 @@ PARTS: Final = {
     "triggerer": ["triggerer", "--skip-serve-logs"],
 }
 USER: Final = "admin"
+# Limit in seconds for anything to wait for, on a busy machine.
+PATIENCE: Final = 600.0
 
 
 class LiveError(Exception):
@@ -144,21 +146,21 @@ class Live:
         """Stop these parts, or all; kill those that take too long."""
         processes.stop(*(self.parts.pop(part) for part in parts or list(self.parts) if part in self.parts))
 
-    def wait_until_up(self, seconds: float = 120.0) -> None:
+    def wait_until_up(self, seconds: float = PATIENCE) -> None:
         """Wait until the API server answers.
 
         :raises LiveError: it does not in time.
         """
         self.wait_until("the API server answers", self._answers, seconds)
 
-    def wait_until_known(self, *dag_ids: str, seconds: float = 120.0) -> None:
+    def wait_until_known(self, *dag_ids: str, seconds: float = PATIENCE) -> None:
         """Wait until Airflow has parsed these DAGs.
 
         :raises LiveError: it has not in time.
         """
         self.wait_until(f"DAGs {', '.join(dag_ids)} are parsed", lambda: set(dag_ids) <= set(self.dag_ids()), seconds)
 
-    def wait_until(self, what: str, happened: Callable[[], Any], seconds: float = 120.0) -> None:
+    def wait_until(self, what: str, happened: Callable[[], Any], seconds: float = PATIENCE) -> None:
         """Wait until a condition holds.
 
         :param what: the condition in words, for the message.
@@ -191,7 +193,7 @@ class Live:
         """
         if not self._token:
             who = {"username": USER, "password": self.password}
-            answer = requests.post(f"{self.url}/auth/token", json=who, verify=self.trust, timeout=30)
+            answer = requests.post(f"{self.url}/auth/token", json=who, verify=self.trust, timeout=PATIENCE)
             answer.raise_for_status()
             self._token = answer.json()["access_token"]
         answer = requests.request(
@@ -199,7 +201,7 @@ class Live:
             f"{self.url}/api/v2/{path}",
             headers={"Authorization": f"Bearer {self._token}"},
             verify=self.trust,
-            timeout=30,
+            timeout=PATIENCE,
             **more,
         )
         answer.raise_for_status()
@@ -224,7 +226,7 @@ class Live:
 
     def _answers(self) -> bool:
         try:
-            answer = requests.get(f"{self.url}/api/v2/version", verify=self.trust, timeout=5)
+            answer = requests.get(f"{self.url}/api/v2/version", verify=self.trust, timeout=30)
         except requests.RequestException:
             return False
         return answer.ok and answer.headers.get("content-type", "").startswith("application/json")
@@ -251,12 +253,15 @@ class Postgres:
         self.port = free_port()
         self.url = f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
         self._folder = Path(tempfile.mkdtemp(prefix="bankconnect-postgres-"))
+        processes.remove_at_the_end(self._folder)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         if self._as:
             shutil.chown(self._folder, self._as["user"], self._as["group"])
-        self._run("initdb", "-D", str(self._data), "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync").wait(120)
+        self._run("initdb", "-D", str(self._data), "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync").wait(
+            PATIENCE
+        )
         self.start()
         return self
 
@@ -271,7 +276,7 @@ class Postgres:
         """
         socket_options = ("-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200")
         self._process = self._run("postgres", "-D", str(self._data), "-F", *socket_options)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not self._is_ready():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise LiveError(f"PostgreSQL does not start:\n{(self._folder / 'log').read_text()[-2000:]}")
@@ -294,7 +299,6 @@ class Postgres:
             return processes.start(
                 [str(self._programs / program), *arguments],
                 ending=signal.SIGINT,
-                folder=self._folder,
                 cwd=self._folder,
                 env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,
@@ -314,6 +318,7 @@ class Postgres:
 def temporary_folder() -> Iterator[Path]:
     """Create a folder and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="bankconnect-live-"))
+    processes.remove_at_the_end(folder)
     try:
         yield folder
     finally:

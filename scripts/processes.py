@@ -32,20 +32,16 @@ def start(
     command: list[str],
     *,
     ending: signal.Signals = signal.SIGTERM,
-    folder: Path | None = None,
     **more: Any,  # noqa: ANN401 - what Popen takes
 ) -> subprocess.Popen[Any]:
     """Start a process in a session of its own; where this program leaves it running, the guard ends it.
 
     :param ending: signal that the guard sends first.
-    :param folder: folder that the guard removes afterwards.
     :param more: further arguments of :class:`subprocess.Popen`.
     """
     guard = _guard()
     process = subprocess.Popen(command, start_new_session=True, **more)
-    order = {"pid": process.pid, "ending": ending, "folder": folder and str(folder)}
-    with contextlib.suppress(BrokenPipeError):
-        os.write(guard.stdin.fileno(), json.dumps(order).encode() + b"\n")
+    _order(guard, pid=process.pid, ending=ending)
     return process
 
 
@@ -58,6 +54,11 @@ def run(command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:  #
         finally:
             process.kill()
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def remove_at_the_end(folder: Path) -> None:
+    """Have the guard remove a folder, after it has ended the processes."""
+    _order(_guard(), folder=str(folder))
 
 
 def end_as_by_ctrl_c() -> None:
@@ -137,6 +138,11 @@ def _guard() -> subprocess.Popen[bytes]:
     return guard
 
 
+def _order(guard: subprocess.Popen[bytes], **order: object) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(guard.stdin.fileno(), json.dumps(order).encode() + b"\n")
+
+
 def main(program: int) -> None:
     """Act as the guard: read orders until the program has ended, then end its processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -144,8 +150,10 @@ def main(program: int) -> None:
     processes: dict[psutil.Process, signal.Signals] = {}
     folders: list[str] = []
     for order in _orders(program):
-        processes |= dict.fromkeys(tree(order["pid"])[:1], signal.Signals(order["ending"]))
-        folders += [order["folder"]] if order["folder"] else []
+        if "folder" in order:
+            folders.append(order["folder"])
+        else:
+            processes |= dict.fromkeys(tree(order["pid"])[:1], signal.Signals(order["ending"]))
     _stop({process: ending for process, ending in processes.items() if is_alive(process)})
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import requests
 import tenacity
-from live import USER, Live, LiveError, free_port, temporary_folder
+from live import PATIENCE, USER, Live, LiveError, free_port, temporary_folder
 
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
 from airflow_provider_bankconnect.sandbox.wire import listen
@@ -32,8 +32,6 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".standalone"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STARTED = time.monotonic()
-# Limit in seconds for each step of the set-up, on a busy machine.
-PATIENCE = 600.0
 REGISTER, ON_WEBHOOK, CATCH_UP = "bankconnect_register_webhook", "bankconnect_on_webhook", "bankconnect_catch_up"
 EXPECTED = "bankconnect_expected_links"
 # Printed when a task has reached a state. XCom values of the task are filled in.
@@ -101,7 +99,7 @@ class Standalone:
         self.ask = tenacity.Retrying(
             before=lambda _: live.check(),
             retry=tenacity.retry_if_exception_type(requests.RequestException),
-            stop=tenacity.stop_after_delay(120),
+            stop=tenacity.stop_after_delay(PATIENCE),
             wait=tenacity.wait_fixed(1),
             reraise=True,
         ).wraps(live.api)
@@ -110,14 +108,14 @@ class Standalone:
         say("BankConnect", "is a sandbox on this machine, over HTTPS, with keys made for this run")
         say("Airflow", "creates its database")
         self.live.airflow("db", "migrate")
-        say("Airflow", "starts: API server, scheduler, DAG processor, triggerer. This takes up to a minute")
+        say("Airflow", "starts: API server, scheduler, DAG processor, triggerer. This takes about a minute")
         self.live.start()
-        self.live.wait_until_up(PATIENCE)
+        self.live.wait_until_up()
         self.ask("POST", "variables", json={"key": EXPECTED, "value": '["loan-001"]'})
-        self.live.wait_until_known(REGISTER, ON_WEBHOOK, CATCH_UP, seconds=PATIENCE)
+        self.live.wait_until_known(REGISTER, ON_WEBHOOK, CATCH_UP)
         self.start_run(REGISTER, {"allow_private_host": True})
         registered = f"{REGISTER} has registered the webhook receiver"
-        self.live.wait_until(registered, lambda: self.box.webhook_url, PATIENCE)
+        self.live.wait_until(registered, lambda: self.box.webhook_url)
         say("BankConnect", f"sends webhooks to {self.live.url}/bankconnect/webhook/bankconnect_default/***")
         asset = self.ask("GET", "assets")["assets"][0]["id"]
         print(

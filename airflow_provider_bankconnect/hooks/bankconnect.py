@@ -19,7 +19,6 @@ from airflow_provider_bankconnect.hooks import form
 from airflow_provider_bankconnect.hooks.transport import AsyncSession, Session, ssl_context
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     import requests
@@ -36,10 +35,9 @@ class BankConnectHook(BaseHook):
     """Calls BankConnect, synchronously.
 
     Rate limits, server errors and connection errors are tried again, at most three times: exponential back-off with
-    full jitter, and never sooner than BankConnect's ``Retry-After`` (up to a minute).
-
-    Every call raises a :class:`~airflow_provider_bankconnect.api.BankConnectError`, or ``ValueError`` for an invalid
-    argument or connection field.
+    full jitter, and never sooner than BankConnect's ``Retry-After`` (up to a minute). Every call raises a
+    :class:`~airflow_provider_bankconnect.api.BankConnectError`, or ``ValueError`` for an invalid argument or connection
+    field.
 
     :param bankconnect_conn_id: the connection with both keys.
     :param max_retries: how often a failed request is sent again.
@@ -68,9 +66,7 @@ class BankConnectHook(BaseHook):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -95,10 +91,7 @@ class BankConnectHook(BaseHook):
         return Session(self.bankconnect_conn_id, self.settings)
 
     def get_conn(self) -> requests.Session:
-        """Return the session of this hook.
-
-        It sends the keys only with requests to the connection's base URL, and never follows redirects.
-        """
+        """Return the session: it sends the keys only to the connection's base URL, and never follows redirects."""
         return self._session
 
     def update_webhook(
@@ -116,13 +109,8 @@ class BankConnectHook(BaseHook):
         """
         self.run(api.update_webhook(webhook_url, webhook_mode, allow_private_host=allow_private_host))
         mode = WebhookMode.parse(webhook_mode)
-        self.log.info(
-            "BankConnect sends webhooks to %s now, in mode %d (%s): %s",
-            URL(webhook_url).host,
-            mode,
-            mode.name,
-            mode.coverage,
-        )
+        sends = "BankConnect sends webhooks to %s now, in mode %d (%s): %s"
+        self.log.info(sends, URL(webhook_url).host, mode, mode.name, mode.coverage)
 
     def get_webhook_payloads(self, link_id: str | int) -> list[api.WebhookPayload]:
         """Get all webhook payloads of a link, newest first. Source: "Handling cases when ... is down"."""
@@ -163,12 +151,6 @@ class BankConnectHook(BaseHook):
 
     def run(self, call: api.Call[T]) -> T:
         """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result."""
-        step = api.advance(call)
-        while isinstance(step, api.Request):
-            step = api.advance(call, self._send_with_retries(step))
-        return step.value
-
-    def _send_with_retries(self, request: api.Request) -> api.Answer:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_worth_retrying),
             stop=tenacity.stop_after_attempt(1 + self.max_retries),
@@ -176,7 +158,10 @@ class BankConnectHook(BaseHook):
             before_sleep=self._log_retry,
             reraise=True,
         )
-        return retrying(self._send, request)
+        step = api.advance(call)
+        while isinstance(step, api.Request):
+            step = api.advance(call, retrying(self._send, step))
+        return step.value
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -207,14 +192,12 @@ class BankConnectAsyncHook:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the session; the next call reads the connection anew and opens another."""
-        sessions = [*self._retired, *([self._session] if self._session else [])]
+        sessions = [session for session in (*self._retired, self._session) if session]
         self._session, self._settings, self._retired = None, None, []
         for session in sessions:
             await session.close()
@@ -240,10 +223,7 @@ class BankConnectAsyncHook:
         return self._settings  # type: ignore[return-value]
 
     async def renew(self, used: ConnectionSettings) -> ConnectionSettings:
-        """Read the connection anew, and open another session if it differs from ``used``.
-
-        Requests in flight keep their session.
-        """
+        """Read the connection anew, and if it differs from ``used``, open another session for further requests."""
         async with self._opening:
             if self._settings == used:
                 settings = await self._read()
@@ -266,8 +246,7 @@ class BankConnectAsyncHook:
         return settings
 
     async def _open(self, settings: ConnectionSettings) -> None:
-        context = await asyncio.to_thread(ssl_context, self.bankconnect_conn_id, settings)
-        self._session = AsyncSession(settings, context)
+        self._session = AsyncSession(settings, await asyncio.to_thread(ssl_context, self.bankconnect_conn_id, settings))
         self._settings = settings
 
     async def get_webhook_payloads(self, link_id: str | int) -> list[api.WebhookPayload]:
@@ -293,10 +272,8 @@ class BankConnectAsyncHook:
         step = api.advance(call)
         while isinstance(step, api.Request):
             answer = await self._send(step)
-            if len(answer.body) < _OFF_LOOP_BYTES:
-                step = api.advance(call, answer)
-            else:
-                step = await asyncio.to_thread(api.advance, call, answer)
+            is_large = len(answer.body) >= _OFF_LOOP_BYTES
+            step = await asyncio.to_thread(api.advance, call, answer) if is_large else api.advance(call, answer)
         return step.value
 
     async def _send(self, request: api.Request) -> api.Answer:
@@ -318,9 +295,6 @@ def _worth_retrying(error: BaseException) -> bool:
 
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    retry_after = error.retry_after if isinstance(error, api.BankConnectTransientError) else None
-    return api.backoff(
-        state.attempt_number,
-        jitter=random.random(),  # noqa: S311 - not for cryptography
-        retry_after=min(retry_after or 0.0, api.MAX_BACKOFF),
-    )
+    asked = error.retry_after if isinstance(error, api.BankConnectTransientError) else None
+    jitter = random.random()  # noqa: S311 - not for cryptography
+    return api.backoff(state.attempt_number, jitter=jitter, retry_after=min(asked or 0.0, api.MAX_BACKOFF))

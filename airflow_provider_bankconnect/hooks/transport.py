@@ -6,6 +6,7 @@ The keys go to the connection's base URL and nowhere else.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import math
 import ssl
@@ -20,7 +21,6 @@ import aiohttp
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 from yarl import URL
@@ -60,7 +60,7 @@ class Session(requests.Session):
         self.headers.update(_HEADERS)
         self.mount("https://", _Adapter())
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self.auth = _Keys(settings)
+        self.auth = functools.partial(_add_keys, settings)
         self._settings = settings
 
     def exchange(self, request: api.Request) -> api.Answer:
@@ -69,11 +69,10 @@ class Session(requests.Session):
         :raises BankConnectError: there was no complete answer, or it is too large.
         """
         answer: api.Answer | None = None
+        url = f"{self._settings.base_url}/{request.path}"
         token = _deadline.set(time.monotonic() + self._settings.timeout)
         try:
-            with self.request(
-                request.method, f"{self._settings.base_url}/{request.path}", json=request.json, stream=True
-            ) as response:
+            with self.request(request.method, url, json=request.json, stream=True) as response:
                 answer = _answer(response.status_code, response.headers)
                 body = bytearray()
                 # Unlike stream(), read1() limits the length of the lines between chunks.
@@ -114,16 +113,10 @@ class Session(requests.Session):
         return settings  # type: ignore[return-value]
 
 
-class _Keys(AuthBase):
-    """Adds the keys to requests to the base URL, and to no others."""
-
-    def __init__(self, settings: api.ConnectionSettings) -> None:
-        self._settings = settings
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if (request.url or "").startswith(f"{self._settings.base_url}/"):
-            request.headers.update(self._settings.headers)
-        return request
+def _add_keys(settings: api.ConnectionSettings, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    if (request.url or "").startswith(f"{settings.base_url}/"):
+        request.headers.update(settings.headers)
+    return request
 
 
 _deadline: ContextVar[float] = ContextVar("bankconnect_deadline", default=math.inf)
@@ -160,10 +153,10 @@ class AsyncSession:
 
     def __init__(self, settings: api.ConnectionSettings, context: ssl.SSLContext) -> None:
         self._settings = settings
-        self._proxy = _proxy(settings)
         self._session = aiohttp.ClientSession(
             connector=_Connector(limit=settings.max_concurrency, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=context),
             headers=_HEADERS,
+            proxy=_proxy(settings),
             timeout=aiohttp.ClientTimeout(total=settings.timeout),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -185,12 +178,7 @@ class AsyncSession:
         try:
             # The keys are headers of the request: aiohttp sends those of the session to the proxy too, unencrypted.
             async with self._session.request(
-                request.method,
-                url,
-                json=request.json,
-                headers=self._settings.headers,
-                allow_redirects=False,
-                proxy=self._proxy,
+                request.method, url, json=request.json, headers=self._settings.headers, allow_redirects=False
             ) as response:
                 answer = _answer(response.status, response.headers)
                 body = bytearray()
@@ -236,9 +224,8 @@ def ssl_context(conn_id: str, settings: api.ConnectionSettings) -> ssl.SSLContex
         return ssl.create_default_context(cafile=bundle)
     except (OSError, ssl.SSLError):
         where = "extra 'verify'" if settings.verify else "the environment"
-        raise ValueError(
-            f"Connection {conn_id!r}: {bundle!r} of {where} is no readable bundle of certificates"
-        ) from None
+        problem = f"{bundle!r} of {where} is no readable bundle of certificates"
+        raise ValueError(f"Connection {conn_id!r}: {problem}") from None
 
 
 def _proxy(settings: api.ConnectionSettings) -> str | None:
@@ -248,13 +235,11 @@ def _proxy(settings: api.ConnectionSettings) -> str | None:
     """
     proxies = requests.utils.get_environ_proxies(settings.base_url)
     found = requests.utils.select_proxy(settings.base_url, proxies)
-    if not found:
-        return None
-    proxy = found if "://" in found else f"http://{found}"
-    if not proxy.startswith("http://"):
+    proxy = found if not found or "://" in found else f"http://{found}"
+    if proxy and not proxy.startswith("http://"):
         _log.warning("Deferred waits go without the environment's proxy: aiohttp supports only http:// proxies")
         return None
-    return proxy
+    return proxy or None
 
 
 def _answer(status: int, headers: Mapping[str, str]) -> api.Answer:
@@ -273,22 +258,18 @@ def _refuse_large(request: api.Request, answer: api.Answer, size: int) -> None:
 
 def _connection_error(request: api.Request, error: Exception) -> api.BankConnectConnectionError:
     """Make our error of a library's, whose message may quote what was sent or received."""
-    causes = list(_causes(error))
+    causes = _causes(error)
+    refused = [cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)]
     # aiohttp's own error is one of these too, but has no message.
-    messages = [
-        getattr(cause, "verify_message", "") for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)
-    ]
-    if messages:
+    if messages := [getattr(cause, "verify_message", "") for cause in refused]:
         return api.BankConnectCertificateError(
             f"{request.call}: the server's certificate does not verify: {max(messages, key=len)}. "
             "Check the connection's host, and its extra 'verify' for a private authority"
         )
     if any(isinstance(cause, TimeoutError | requests.Timeout) for cause in causes):
         return api.BankConnectConnectionError(f"{request.call}: no answer in time (the connection's timeout)")
-    detail = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), "")
-    return api.BankConnectConnectionError(
-        f"{request.call}: no whole answer: {type(error).__name__}{f': {detail}' if detail else ''}"
-    )
+    detail = next((f": {cause.strerror}" for cause in causes if isinstance(cause, OSError) and cause.strerror), "")
+    return api.BankConnectConnectionError(f"{request.call}: no whole answer: {type(error).__name__}{detail}")
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -16,6 +16,8 @@ from urllib.parse import quote, unquote
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowOptionalProviderFeatureException, conf, mask_secret
 
+from airflow_provider_bankconnect.arguments import check_id
+
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Asset
 
@@ -60,14 +62,10 @@ def tokens() -> tuple[str, ...]:
         if not token:
             continue
         if not _TOKEN.fullmatch(token):
-            raise ValueError(
-                f"[{SECTION}] {name} must have at least 16 characters, of letters, digits and . _ ~ - only. "
-                f"Make one with: {_NEW_TOKEN}"
-            )
+            rule = "must have at least 16 characters, of letters, digits and . _ ~ - only"
+            raise ValueError(f"[{SECTION}] {name} {rule}. Make one with: {_NEW_TOKEN}")
         if name == "webhook_token_previous" and not found:
-            raise ValueError(
-                f"[{SECTION}] webhook_token_previous is set, but webhook_token is not: set both or neither"
-            )
+            raise ValueError(f"[{SECTION}] {name} is set, but webhook_token is not: set both or neither")
         mask_secret(token)
         found.append(token)
     return tuple(found)
@@ -165,8 +163,6 @@ def api_server_context() -> ssl.SSLContext:
 
 
 def _encode(conn_id: str) -> str:
-    from airflow_provider_bankconnect.api import check_id  # noqa: PLC0415 - pydantic is slow to import
-
     # Unlike a loan number, a connection id is always text.
     if not isinstance(conn_id, str):
         raise ValueError(f"conn_id must be text, not {type(conn_id).__name__}")

@@ -58,15 +58,18 @@ def make_app() -> Starlette:
     )
     # A redirect would not acknowledge a webhook, and its Location header would hold the token.
     app.router.redirect_slashes = False
-    app.state.tokens, app.state.writer = _read_tokens(), Writer()
+    app.state.tokens, app.state.writer = (), Writer()
+    try:
+        app.state.tokens = address.tokens()
+    except ValueError as error:
+        _log.error("BankConnect's webhook receiver is off: %s", error)
     return app
 
 
 async def _webhook(request: Request) -> Response:
     """Record one webhook. 200 means that it is committed to the database, now or earlier."""
-    conn_id = request.path_params["conn_id"]
     _check_token(request.app.state.tokens, request.path_params["token"])
-    _check_conn_id(conn_id)
+    conn_id = _check_conn_id(request)
     body = await _read(request, _MAX_WEBHOOK_BYTES)
     if "event_name" in body:
         # BankConnect's session flow, which may use the same endpoint.
@@ -79,12 +82,8 @@ async def _webhook(request: Request) -> Response:
         await _refuse_no_listener(conn_id)
     if outcome is Outcome.FAILED:
         raise _RefusedError(503, "database", "The database could not record the event")
-    if outcome is Outcome.RECORDED:
-        Stats.incr("bankconnect.webhooks_recorded", tags={"conn_id": conn_id})
-        _log.info("Recorded webhook event of %r: %s", conn_id, event)
-    else:
-        Stats.incr("bankconnect.webhooks_duplicate", tags={"conn_id": conn_id})
-        _log.info("Duplicate webhook event of %r: %s", conn_id, event)
+    Stats.incr(f"bankconnect.webhooks_{outcome.value}", tags={"conn_id": conn_id})
+    _log.info("%s webhook event of %r: %s", outcome.value.capitalize(), conn_id, event)
     return JSONResponse({"status": outcome.value})
 
 
@@ -93,8 +92,7 @@ async def _recent_events(request: Request) -> Response:
     token = _check_internal_token(request)
     since, after = _parse_time(request, "since"), _parse_time(request, "after")
     if after is not None:
-        writer: Writer = request.app.state.writer
-        await writer.wait_for_event(after)
+        await request.app.state.writer.wait_for_event(after)
     now, found = await asyncio.to_thread(events.recent, since)
     feed = []
     for number, conn_id, event in found:
@@ -116,11 +114,9 @@ def _parse_time(request: Request, name: str) -> datetime | None:
 async def _internal_events(request: Request) -> Response:
     """Record events that a task read from BankConnect's payload history; or count those that were missed."""
     _check_internal_token(request)
-    conn_id = request.path_params["conn_id"]
-    _check_conn_id(conn_id)
+    conn_id = _check_conn_id(request)
     body = await _read(request, _MAX_INTERNAL_BYTES)
-    sent = body.get("events")
-    how = body.get("how")
+    sent, how = body.get("events"), body.get("how")
     if not isinstance(sent, list) or len(sent) > MAX_EVENTS:
         raise _RefusedError(400, "fields", f"events must be a list of at most {MAX_EVENTS}")
     parsed = [_parse(event) for event in sent]
@@ -172,19 +168,13 @@ def _check_internal_token(request: Request) -> str:
     return matching[0]
 
 
-def _check_conn_id(conn_id: str) -> None:
+def _check_conn_id(request: Request) -> str:
+    conn_id: str = request.path_params["conn_id"]
     try:
         address.asset_uri(conn_id)
     except ValueError:
         raise _not_found("connection") from None
-
-
-def _read_tokens() -> tuple[str, ...]:
-    try:
-        return address.tokens()
-    except ValueError as error:
-        _log.error("BankConnect's webhook receiver is off: %s", error)
-        return ()
+    return conn_id
 
 
 def _not_found(reason: str) -> _RefusedError:
@@ -225,9 +215,7 @@ def _parse(body: object) -> WebhookEvent:
     try:
         return WebhookEvent.model_validate(body)
     except ValidationError as error:
-        problems = [
-            f"{problem['loc'][0] if problem['loc'] else 'body'}: {problem['msg']}" for problem in error.errors()
-        ]
+        problems = [f"{(*problem['loc'], 'body')[0]}: {problem['msg']}" for problem in error.errors()]
         raise _RefusedError(400, "fields", "; ".join(problems)) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 MAX_EVENTS: Final = 500
 _COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason")
+_ADVICE: Final = {
+    404: "check that [bankconnect] webhook_token is the same on the API server, and that the connection exists",
+    405: "check that airflow-provider-bankconnect is installed on the API server",
+    503: "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see its log",
+}
 
 
 class WebhookReceiverError(AirflowException):
@@ -45,7 +51,7 @@ def send_to_receiver(
     :param timeout: seconds for one request.
     :raises WebhookReceiverError: no answer or an error; the message says what to do.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     url = f"{address.api_server_url()}{address.PREFIX}/events/{quote(conn_id, safe='')}"
     with requests.Session() as session:
         # The environment's proxies are for outside addresses, and .netrc would replace the Authorization header.
@@ -65,23 +71,8 @@ def send_to_receiver(
                     f"No answer from the webhook receiver at {address.api_server_url()} ({type(error).__name__}): "
                     "check [core] execution_api_server_url (or [api] base_url), and that the API server runs"
                 ) from None
-            if answer.status_code != requests.codes.ok:
-                raise WebhookReceiverError(
-                    f"The webhook receiver answered HTTP {answer.status_code}: {_advice(answer)}"
-                )
-            for name, count in counted.items():
-                counts[name] = counts.get(name, 0) + count
-    return counts
-
-
-def _advice(answer: requests.Response) -> str:
-    match answer.status_code:
-        case 404:
-            return (
-                "check that [bankconnect] webhook_token is the same on the API server, and that the connection exists"
-            )
-        case 405:
-            return "check that airflow-provider-bankconnect is installed on the API server"
-        case 503:
-            return "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see its log"
-    return "see the API server's log"
+            if (status := answer.status_code) != requests.codes.ok:
+                advice = _ADVICE.get(status, "see the API server's log")
+                raise WebhookReceiverError(f"The webhook receiver answered HTTP {status}: {advice}")
+            counts.update(counted)
+    return dict(counts)

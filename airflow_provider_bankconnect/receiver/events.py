@@ -180,8 +180,7 @@ def write_group(conn_id: str, events: Sequence[tuple[WebhookEvent, bool]]) -> li
     callbacks: list[Callable[[], None]] = []
     more: dict[str, Any] = {"callback_sink": callbacks} if _HAS_CALLBACK_SINK else {}
     with create_session(scoped=False) as session:
-        asset = _find_asset(session, conn_id)
-        if asset is None:
+        if (asset := _find_asset(session, conn_id)) is None:
             return [Outcome.NO_LISTENER] * len(events)
         _lock_asset(session, asset.id)
         _lock_pending_runs(session, {event.key for event, _ in events})
@@ -221,8 +220,7 @@ def missing(conn_id: str, events: Sequence[WebhookEvent]) -> list[WebhookEvent]:
 
 def completions(session: Session, asset_id: int, events: Iterable[WebhookEvent]) -> set[Completion]:
     """Return the recorded completed statements of the customers of these events."""
-    keys = {event.key for event in events if event.completion}
-    if not keys:
+    if not (keys := {event.key for event in events if event.completion}):
         return set()
     query = select(AssetEvent.extra).where(AssetEvent.asset_id == asset_id, AssetEvent.partition_key.in_(keys))
     recorded = map(_read_back, session.scalars(query))
@@ -261,8 +259,7 @@ def is_known_connection(conn_id: str) -> bool:
 
 def _find_asset(session: Session, conn_id: str) -> AssetModel | None:
     query = select(AssetModel).where(AssetModel.uri == address.asset_uri(conn_id), AssetModel.active.has())
-    found: AssetModel | None = session.scalar(query.limit(1))
-    return found
+    return session.scalar(query.limit(1))
 
 
 def _lock_asset(session: Session, asset_id: int) -> None:

@@ -88,7 +88,7 @@ class Sandbox:
         self._first_faults = list(faults)
         self._keep_alive = keep_alive
         log = on_event or (lambda _: None)
-        self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, tell=log)
+        self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, log=log)
         self._faults = Faults(clock, seed)
         sleep = _LONG if clock is real_clock or isinstance(clock, SimulatedClock) else _CLOCK_POLL_SECONDS
         self._sender = Sender(

@@ -76,7 +76,7 @@ class Hook:
 class World:
     """The records of the mock server. Safe to use from any thread."""
 
-    def __init__(self, *, clock: Clock, seed: int, timezone: str, omits_unsent: bool, tell: Listener) -> None:
+    def __init__(self, *, clock: Clock, seed: int, timezone: str, omits_unsent: bool, log: Listener) -> None:
         self.zone = _zone(timezone)
         self.seed = seed
         self.webhook_url: str | None = None
@@ -85,7 +85,7 @@ class World:
         self.on_change: Callable[[], None] = lambda: None
         self._clock = clock
         self._omits_unsent = omits_unsent
-        self._log = tell
+        self._log = log
         self._lock = threading.RLock()
         self._ids = random.Random(f"{seed}/ids")
         self._numbers = itertools.count()

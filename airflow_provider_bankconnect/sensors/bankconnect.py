@@ -25,7 +25,6 @@ from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, s
 from airflow_provider_bankconnect.triggers.bankconnect import (
     BankConnectProgressTrigger,
     BankConnectWebhookPayloadTrigger,
-    log_lines,
     wait_event,
 )
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
@@ -94,7 +93,8 @@ class _BankConnectSensor(BaseSensorOperator):
         while True:
             now = datetime.now(UTC)
             action = wait.next(now)
-            log_lines(self.log, wait)
+            for level, text in wait.take_lines():
+                getattr(self.log, level)("%s", text)
             match action:
                 case End(error=Exception() as error):
                     raise error

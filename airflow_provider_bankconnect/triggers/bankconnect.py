@@ -18,21 +18,11 @@ from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArg
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from datetime import timedelta, tzinfo
-    from typing import Protocol, Required
+    from typing import Required
 
     from airflow_provider_bankconnect.api import Analysis
     from airflow_provider_bankconnect.gate import Gate
     from airflow_provider_bankconnect.triggers.poller import Asks, Poller
-
-    class Logger(Protocol):
-        """What the loggers of every Airflow version have in common."""
-
-        def info(self, message: str, /, *args: object) -> object:
-            """Log information."""
-
-        def warning(self, message: str, /, *args: object) -> object:
-            """Log a warning."""
-
 
 # This many rows are judged in a thread, to keep the event loop free.
 _OFF_LOOP_ROWS: Final = 500
@@ -61,12 +51,6 @@ class _TestCall:
 
     def ask(self, timezone: tzinfo) -> api.Call[list[str]]:  # noqa: ARG002 - the answer has no times
         return api.probe()
-
-
-def log_lines(log: Logger, wait: Wait) -> None:
-    """Log what the wait has to report."""
-    for level, text in wait.take_lines():
-        getattr(log, level)("%s", text)
 
 
 def wait_event(end: End, wait: Wait) -> WaitEvent:
@@ -123,7 +107,8 @@ class _BankConnectTrigger(BaseTrigger):
                 if poller.pause is not None:
                     wait.paused(poller.pause)
                 action = wait.next(now)
-                log_lines(self.log, wait)
+                for level, text in wait.take_lines():
+                    getattr(self.log, level)("%s", text)
                 match action:
                     case End():
                         return wait_event(action, wait)

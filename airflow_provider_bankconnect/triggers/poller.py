@@ -62,7 +62,9 @@ class Poller:
         self.waits = 0
         self._hook = BankConnectAsyncHook(bankconnect_conn_id)
         self._loop = asyncio.get_running_loop()
+        # The latest poll of each key; and all that are in flight, among them those that a last poke has passed by.
         self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
+        self._tasks: set[asyncio.Task[Rows | Exception]] = set()
         self._askers: Counter[tuple[str, ...]] = Counter()
         self._answered: dict[tuple[str, ...], float] = {}
         self._customers: dict[str, Counter[tuple[str, ...]]] = {}
@@ -104,6 +106,7 @@ class Poller:
         if poll is None or is_old or not (waits or poll.done() or not self.is_held):
             poll = self._polls[key] = self._loop.create_task(self._poll(gate, waits=waits))
             self._answered.pop(key, None)
+            self._tasks.add(poll)
             poll.add_done_callback(lambda done: self._note_answer(key, done))
         self._askers[key] += 1
         try:
@@ -175,13 +178,13 @@ class Poller:
 
     async def close(self) -> None:
         """Cancel the polls in flight, and close the session."""
-        polls = list(self._polls.values())
-        for poll in polls:
-            poll.cancel()
-        await asyncio.gather(*polls, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._hook.close()
 
     def _note_answer(self, key: tuple[str, ...], poll: asyncio.Task[Rows | Exception]) -> None:
+        self._tasks.discard(poll)
         if self._polls.get(key) is poll:
             self._answered[key] = self._loop.time()
             self._loop.call_later(SHARED_SECONDS, self._forget, key, poll)
@@ -217,7 +220,8 @@ class Poller:
     def _cancel_unless_wanted(self, key: tuple[str, ...]) -> None:
         """Cancel a poll whose waits have all ended while it was held back."""
         if not self._askers[key]:
-            self._polls.pop(key, None)
+            if self._polls.get(key) is asyncio.current_task():
+                del self._polls[key]
             raise asyncio.CancelledError
 
     async def _send(self, gate: Asks) -> Rows:

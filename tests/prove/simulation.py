@@ -117,7 +117,7 @@ def play(schedule: Schedule, mode: str = "deferred") -> Trace:
         loop = stack.enter_context(simulated_time(schedule.start, schedule.seed))
         clock = schedule_clock(schedule, loop)
         world = World(
-            clock=clock, seed=schedule.seed, timezone=schedule.vendor_zone, omits_unsent=False, tell=lambda _: None
+            clock=clock, seed=schedule.seed, timezone=schedule.vendor_zone, omits_unsent=False, log=lambda _: None
         )
         connection = {"conn_type": "bankconnect", "host": "https://vendor.invalid", "password": "made-up-hash"}
         stack.enter_context(connected(schedule, connection | {"extra": {"api_key": "made-up-key"}}))

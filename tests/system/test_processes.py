@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +39,8 @@ time.sleep(3600)
 WITH_CHILD = """
 import time
 folder = {folder!r}
-pid = processes.start([sys.executable, "server.py"], folder=folder, cwd=folder).pid
+processes.remove_at_the_end(folder)
+pid = processes.start([sys.executable, "server.py"], cwd=folder).pid
 while not os.path.exists(folder + "/ready"):
     time.sleep(0.05)
 """
@@ -89,7 +89,7 @@ def test_server_its_children_and_its_folder_are_gone_after_the_end_of_the_progra
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 def test_postgresql_is_gone_after_the_end_of_the_program(ending):
     try:
-        shutil.rmtree(Postgres()._folder)
+        Postgres()
     except LiveError as error:
         pytest.skip(str(error))
     end_program(POSTGRES, ending)

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate, Row, Verdict
-from airflow_provider_bankconnect.wait import End, Line, Pause, Poke, SharedPause, TestCall, Wait, WaitArguments
+from airflow_provider_bankconnect.wait import End, Pause, Poke, SharedPause, TestCall, Wait, WaitArguments
 
 NOW = datetime(2026, 11, 28, 20, 41, tzinfo=UTC)
 GATE = HistoryGate(Expectation(link_id="loan-4711"))
@@ -131,12 +131,14 @@ def test_a_streak_of_errors_is_logged_when_it_begins_and_when_it_is_over():
         poked(one, api.BankConnectServerError("webhook_payloads: HTTP 500"), begins=60 * number)
     poked(one, PENDING, begins=240)
     assert one.take_lines() == [
-        Line(
+        (
             "warning",
-            "The wait continues after an error: BankConnectServerError: webhook_payloads: HTTP 500; "
-            "next check 20:43 UTC",
+            (
+                "The wait continues after an error: BankConnectServerError: webhook_payloads: HTTP 500; "
+                "next check 20:43 UTC"
+            ),
         ),
-        Line("info", "BankConnect answers again, after 3 errors in a row"),
+        ("info", "BankConnect answers again, after 3 errors in a row"),
     ]
 
 
@@ -298,11 +300,11 @@ def test_the_outcome_of_the_test_call_is_logged():
     one.tested(api.BankConnectServerError("HTTP 500"))
     one.tested(None)
     assert one.take_lines() == [
-        Line(
+        (
             "warning",
             "BankConnect answers 404; even the test call gets HTTP 404: check the path in the connection's host",
         ),
-        Line("info", "The test call found out nothing: HTTP 500"),
+        ("info", "The test call found out nothing: HTTP 500"),
     ]
 
 
