@@ -1,4 +1,4 @@
-"""`python -m airflow_provider_bankconnect explain`: ask BankConnect now, and say what a gate would say, and why."""
+"""`python -m airflow_provider_bankconnect explain`: ask BankConnect now, and print a gate's verdict and why."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.explain import explain
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
+from airflow_provider_bankconnect.gate import HistoryGate, ProgressGate
 
 if TYPE_CHECKING:
     from airflow_provider_bankconnect.gate import Gate
     from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 
-# Where a history keeps a gate shut, so many of the link's entities are asked for their progress: the small way.
+# If a history does not pass its gate, this many of the link's entities are asked for their progress.
 _MOST_ENTITIES: Final = 10
 _SMALL_ANALYSIS: Final = "accounts"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command: 0 when BankConnect could be asked, 1 when not, 2 for arguments that cannot be meant."""
+    """Run the command: 0 when BankConnect could be asked, 1 when not, 2 for invalid arguments."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -32,56 +32,55 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        # Airflow 2 logs to stdout: there the page is to stand alone.
+        # Airflow 2 logs to stdout, which is to have only the page.
         with contextlib.redirect_stdout(io.StringIO()):
             page = _ask(options.conn, gate)
         sys.stdout.write(page + "\n")
-    except Exception as error:  # noqa: BLE001 - a person reads it: what was wrong, in one line and without traceback
+    except Exception as error:  # noqa: BLE001 - one line for a person, without a traceback
         sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
         return 1
     return 0
 
 
 def _ask(conn_id: str, gate: Gate) -> str:
-    # Not before the arguments are right: importing Airflow takes seconds.
+    # Only after the arguments were checked: importing Airflow takes seconds.
     from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook  # noqa: PLC0415
 
-    # Without retries: somebody looks at a screen.
+    # Without retries: a person waits for the result.
     with BankConnectHook(conn_id, max_retries=0) as hook:
         rows: list[Any] = []
-        said = elsewhere = None
+        not_found = progress = None
         try:
             rows = hook.run(gate.ask(hook.settings.timezone))
         except api.BankConnectNotFoundError as error:
-            said = error
+            not_found = error
         now = datetime.now(UTC)
-        if said is not None or _is_shut(gate, rows, now):
-            elsewhere = _ask_elsewhere(hook, gate, said)
-        page = explain(gate, rows, now, elsewhere)
-        return page if said is None else f"{page}\n\nBankConnect said: {said}."
+        if not_found is not None or _is_not_passed(gate, rows, now):
+            progress = _entity_progress(hook, gate, not_found)
+        page = explain(gate, rows, now, progress)
+        return page if not_found is None else f"{page}\n\nBankConnect said: {not_found}."
 
 
-def _is_shut(gate: Gate, rows: list[Any], now: datetime) -> bool:
-    """Whether it is worth asking what else BankConnect knows."""
+def _is_not_passed(gate: Gate, rows: list[Any], now: datetime) -> bool:
     try:
         return isinstance(gate, HistoryGate) and gate.judge(rows, now).state != "passed"
     except api.BankConnectTimezoneError:
         return False
 
 
-def _ask_elsewhere(
-    hook: BankConnectHook, gate: Gate, said: api.BankConnectNotFoundError | None
+def _entity_progress(
+    hook: BankConnectHook, gate: Gate, not_found: api.BankConnectNotFoundError | None
 ) -> dict[str, list[api.StatementProgress]] | None:
-    """Ask what the link's entities have under way: a history may leave out what sent no webhook. None: no answer."""
-    # For a gate without a link, one that nobody has: all that matters then is whether there is an answer.
+    """Return the progress of the link's entities: a history may lack what sent no webhook. None: no answer."""
+    # For a gate without a link a random one: then it only matters whether there is an answer.
     link_id = gate.expectation.link_id or str(uuid.uuid4())
     try:
         entities = hook.get_entities(link_id)[:_MOST_ENTITIES]
     except api.BankConnectNotFoundError as error:
-        if said is None:
+        if not_found is None:
             return None
         raise api.BankConnectNotFoundError(
-            f"BankConnect answers 404 to all that was asked ({said}; {error}). Is the path in the connection's host "
+            f"BankConnect answers 404 to all calls ({not_found}; {error}). Is the path in the connection's host "
             f"right ({hook.settings.base_url})?"
         ) from None
     except api.BankConnectError:
@@ -103,17 +102,11 @@ def _gate(options: argparse.Namespace) -> Gate:
     elif options.analysis is not None:
         raise ValueError("--analysis goes with --entity alone: the payload history of a link knows no analyses")
     grace = {} if options.failure_grace is None else {"failure_grace": options.failure_grace * 60}
-    expectation = Expectation.parse(
-        link_id=options.link,
-        entity_id=options.entity,
-        statement_id=options.statement,
-        since=options.since,
-        expected_statements=options.expected_statements,
-        **grace,
-    )
+    wanted = {"entity_id": options.entity, "statement_id": options.statement}
+    wanted["expected_statements"] = options.expected_statements
     if options.link is not None:
-        return HistoryGate(expectation)
-    return ProgressGate(expectation, options.analysis or "transactions")
+        return HistoryGate.parse(link_id=options.link, since=options.since, **wanted, **grace)
+    return ProgressGate.parse(analysis=options.analysis or "transactions", **wanted)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -122,28 +122,15 @@ class Row:
     date_time: str | None
 
     @classmethod
-    def of_payload(cls, payload: WebhookPayload) -> Row:
+    def of_payload(cls, row: WebhookPayload) -> Row:
         """Make a row of the history."""
-        return cls(
-            statement_id=payload.statement_id,
-            entity_id=payload.entity_id,
-            link_id=payload.link_id,
-            progress=_progress(payload),
-            reason=payload.reason,
-            date_time=payload.date_time.isoformat(),
-        )
+        when = row.date_time.isoformat()
+        return cls(row.statement_id, row.entity_id, row.link_id, _progress(row), row.reason, when)
 
     @classmethod
     def of_item(cls, item: StatementProgress, entity_id: str | None) -> Row:
         """Make a row of the progress of ``entity_id``."""
-        return cls(
-            statement_id=item.statement_id,
-            entity_id=entity_id or "",
-            link_id=None,
-            progress=(item.status or "").lower(),
-            reason=item.message or "",
-            date_time=None,
-        )
+        return cls(item.statement_id, entity_id or "", None, (item.status or "").lower(), item.message or "", None)
 
     def as_dict(self) -> dict[str, str | None]:
         """Return a plain dict, ready for XCom."""

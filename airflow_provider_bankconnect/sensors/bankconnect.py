@@ -280,15 +280,8 @@ class BankConnectWebhookPayloadSensor(_BankConnectSensor):
     :raises ValueError: an argument is invalid; the message names it.
     """
 
-    template_fields: Sequence[str] = (
-        "link_id",
-        "entity_id",
-        "statement_id",
-        "since",
-        "expected_statements",
-        "on_failed",
-        "bankconnect_conn_id",
-    )
+    # All but failure_grace.
+    template_fields: Sequence[str] = (*HistoryGate.names[:-1], "on_failed", "bankconnect_conn_id")
     _gate_type = HistoryGate
     _trigger_type = BankConnectWebhookPayloadTrigger
 
@@ -340,14 +333,7 @@ class BankConnectProgressSensor(_BankConnectSensor):
     :raises ValueError: an argument is invalid; the message names it.
     """
 
-    template_fields: Sequence[str] = (
-        "entity_id",
-        "analysis",
-        "statement_id",
-        "expected_statements",
-        "on_failed",
-        "bankconnect_conn_id",
-    )
+    template_fields: Sequence[str] = (*ProgressGate.names, "on_failed", "bankconnect_conn_id")
     _gate_type = ProgressGate
     _trigger_type = BankConnectProgressTrigger
 
