@@ -44,9 +44,9 @@ lint: $(READY)  ## Check the style
 types: $(READY)  ## Check the types
 	$(VENV)/bin/mypy
 
-# Two processes: most tests wait. All tests of a file run in one process, because they share what is slow to set up.
+# Four processes: most tests wait. All tests of a file run in one process, because they share what is slow to set up.
 test: lint types  ## Check style and types, and run all tests but the long ones
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 4 --dist loadfile
 
 receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow on PostgreSQL (10 min)
 	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/system/test_receiver.py tests/system/test_standalone.py

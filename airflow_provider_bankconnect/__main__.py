@@ -79,10 +79,9 @@ def _entity_progress(
     except api.BankConnectNotFoundError as error:
         if not_found is None:
             return None
-        raise api.BankConnectNotFoundError(
-            f"BankConnect answers 404 to all calls ({not_found}; {error}). Is the path in the connection's host "
-            f"right ({hook.settings.base_url})?"
-        ) from None
+        answers = f"BankConnect answers 404 to all calls ({not_found}; {error})"
+        check = f"Is the path in the connection's host right ({hook.settings.base_url})?"
+        raise api.BankConnectNotFoundError(f"{answers}. {check}") from None
     except api.BankConnectError:
         return None
     try:
@@ -96,9 +95,8 @@ def _gate(options: argparse.Namespace) -> Gate:
     if options.link is None:
         if options.entity is None:
             raise ValueError("give --link, or --entity, or both")
-        for name, value in history_only.items():
-            if value is not None:
-                raise ValueError(f"{name} goes with --link: progress has no times")
+        if given := [name for name, value in history_only.items() if value is not None]:
+            raise ValueError(f"{given[0]} goes with --link: progress has no times")
     elif options.analysis is not None:
         raise ValueError("--analysis goes with --entity alone: the payload history of a link knows no analyses")
     grace = {} if options.failure_grace is None else {"failure_grace": options.failure_grace * 60}

@@ -90,10 +90,8 @@ class Result(Generic[T]):
 
 
 def advance(call: Call[T], answer: Answer | None = None) -> Request | Result[T]:
-    """Drive a call one step: return its next request, or its result.
-
-    The result is a value because a ``StopIteration`` cannot cross threads.
-    """
+    """Drive a call one step: return its next request, or its result."""
+    # The result is a value because a StopIteration cannot cross threads.
     try:
         return next(call) if answer is None else call.send(answer)
     except StopIteration as done:
@@ -317,10 +315,7 @@ def _unexpected(request: Request, answer: Answer, problem: str) -> errors.BankCo
 
 
 def _finite_json(body: bytes) -> dict[str, Any]:
-    """Read a body that the models have read as an object.
-
-    :raises ValueError: it has NaN, Infinity, or a number like ``1e999`` that would be read as Infinity.
-    """
+    """Read an object; refuse NaN, Infinity, and a number like ``1e999`` that would be read as Infinity."""
     data: dict[str, Any] = from_json(body, allow_inf_nan=False)
     left: list[object] = [data]
     while left:
@@ -338,7 +333,11 @@ M = TypeVar("M", bound=_Model)
 
 
 def _read(model: type[M], request: Request, answer: Answer, **context: object) -> M:
-    _refuse_costly(request, answer)
+    # Characters within strings count too: telling them apart would mean parsing.
+    objects = answer.body.count(b"{") + answer.body.count(b"[")
+    if objects > MAX_ANSWER_OBJECTS or answer.body.count(b",") > MAX_ANSWER_VALUES:
+        most = f"more than {MAX_ANSWER_OBJECTS} lists and objects, or more than {MAX_ANSWER_VALUES} values"
+        raise _unexpected(request, answer, f"but the answer has {most}, and was not read")
     try:
         return model.model_validate_json(answer.body, context=context)
     except ValidationError as error:
@@ -347,11 +346,3 @@ def _read(model: type[M], request: Request, answer: Answer, **context: object) -
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         problem = f"but not the documented JSON (with {', '.join(model.model_fields)}): {shown}{more}"
         raise _unexpected(request, answer, problem) from None
-
-
-def _refuse_costly(request: Request, answer: Answer) -> None:
-    # Characters within strings count too: telling them apart would mean parsing.
-    objects = answer.body.count(b"{") + answer.body.count(b"[")
-    if objects > MAX_ANSWER_OBJECTS or answer.body.count(b",") > MAX_ANSWER_VALUES:
-        most = f"more than {MAX_ANSWER_OBJECTS} lists and objects, or more than {MAX_ANSWER_VALUES} values"
-        raise _unexpected(request, answer, f"but the answer has {most}, and was not read")

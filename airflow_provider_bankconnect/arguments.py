@@ -57,10 +57,8 @@ def check_id(name: str, value: object) -> str:
     :raises ValueError: another type, blank, ``None`` as text, ``.`` or ``..``, or not encodable; names the argument.
     """
     if isinstance(value, list | tuple | set | frozenset):
-        raise ValueError(
-            f"{name} must be one id, not a {type(value).__name__} of {len(value)}: "
-            f"for a task for each of them use .partial(...).expand({name}=[...])"
-        )
+        hint = f"for a task for each of them use .partial(...).expand({name}=[...])"
+        raise ValueError(f"{name} must be one id, not a {type(value).__name__} of {len(value)}: {hint}")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):

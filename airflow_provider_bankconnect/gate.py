@@ -82,12 +82,8 @@ class Expectation:
         expected_statements: int | str = 1,
         failure_grace: timedelta | float = timedelta(minutes=30),
     ) -> Expectation:
-        """Make an expectation of what people write, and of what templates and trigger arguments make of that.
+        """Make an expectation of what people write, templates render, and triggers serialize; naive times are UTC.
 
-        :param statement_id: one, or several.
-        :param since: a datetime or ISO 8601 text; naive means UTC.
-        :param expected_statements: a number, or its text.
-        :param failure_grace: a duration, or seconds.
         :raises ValueError: an argument is invalid; the message names it.
         """
         return cls(

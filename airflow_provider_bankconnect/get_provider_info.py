@@ -41,34 +41,26 @@ def _settings() -> dict[str, Any]:
         "description": "The webhook receiver: an endpoint in Airflow's API server that records BankConnect's webhooks. "
         "Airflow 3.2 or later.",
         "options": {
-            "webhook_token": {
-                "description": "The secret last part of the address that is registered with BankConnect. At least 16 "
-                "characters of letters, digits and ``. _ ~ -``; the same on every component of Airflow. "
-                "Empty: the webhook receiver is off.",
-                "version_added": "0.1.0",
-                "type": "string",
-                "sensitive": True,
-                "example": None,
-                "default": None,
-            },
-            "webhook_token_previous": {
-                "description": "The previous token, still valid until the new address is registered.",
-                "version_added": "0.1.0",
-                "type": "string",
-                "sensitive": True,
-                "example": None,
-                "default": None,
-            },
-            "public_url": {
-                "description": "The ``https://`` address under which BankConnect reaches the API server. "
-                "Empty: ``[api] base_url``.",
-                "version_added": "0.1.0",
-                "type": "string",
-                "example": "https://airflow.example.com",
-                "default": None,
-            },
+            "webhook_token": _option(
+                "The secret last part of the address that is registered with BankConnect. At least 16 characters of "
+                "letters, digits and ``. _ ~ -``; the same on every component of Airflow. Empty: the webhook receiver "
+                "is off.",
+                sensitive=True,
+            ),
+            "webhook_token_previous": _option(
+                "The previous token, still valid until the new address is registered.", sensitive=True
+            ),
+            "public_url": _option(
+                "The ``https://`` address under which BankConnect reaches the API server. Empty: ``[api] base_url``.",
+                example="https://airflow.example.com",
+            ),
         },
     }
+
+
+def _option(description: str, *, example: str | None = None, **more: bool) -> dict[str, Any]:
+    constant = {"version_added": "0.1.0", "type": "string", "default": None}
+    return {"description": description, "example": example, **constant, **more}
 
 
 def _connection_type() -> dict[str, Any]:
@@ -89,32 +81,33 @@ def _connection_type() -> dict[str, Any]:
             },
         },
         "conn-fields": {
-            "api_key": {
-                "label": "API Key",
-                "description": "The x-api-key that FinBox gave you with the Server Hash.",
-                # Without "null" the field is required, and its section turns red while it is missing.
-                "schema": {"type": "string", "format": "password", "section": _SECTION},
-            },
-            "timezone": {
-                "label": "Time zone",
-                "description": "Of the times in BankConnect's payloads: an IANA name like Asia/Kolkata. Blank: UTC.",
-                "schema": {"type": ["string", "null"], "section": _SECTION},
-            },
-            "verify": {
-                "label": "CA bundle",
-                "description": "Path of a PEM file, the same on every machine of Airflow. Blank: the default "
-                "certificate authorities. TLS is always verified.",
-                "schema": {"type": ["string", "null"], "section": _SECTION},
-            },
-            "timeout": {
-                "label": "Timeout (seconds)",
-                "description": "For one request. Blank: 30.",
-                "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "section": _SECTION},
-            },
-            "max_concurrency": {
-                "label": "Polls at once",
-                "description": "The maximum number of requests from one triggerer. Blank: 16.",
-                "schema": {"type": ["integer", "null"], "minimum": 1, "section": _SECTION},
-            },
+            # Without "null" the field is required, and its section turns red while it is missing.
+            "api_key": _field(
+                "API Key", "The x-api-key that FinBox gave you with the Server Hash.", "string", format="password"
+            ),
+            "timezone": _field(
+                "Time zone",
+                "Of the times in BankConnect's payloads: an IANA name like Asia/Kolkata. Blank: UTC.",
+                ["string", "null"],
+            ),
+            "verify": _field(
+                "CA bundle",
+                "Path of a PEM file, the same on every machine of Airflow. Blank: the default certificate authorities. "
+                "TLS is always verified.",
+                ["string", "null"],
+            ),
+            "timeout": _field(
+                "Timeout (seconds)", "For one request. Blank: 30.", ["number", "null"], exclusiveMinimum=0
+            ),
+            "max_concurrency": _field(
+                "Polls at once",
+                "The maximum number of requests from one triggerer. Blank: 16.",
+                ["integer", "null"],
+                minimum=1,
+            ),
         },
     }
+
+
+def _field(label: str, description: str, kind: str | list[str], **schema: object) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": kind, "section": _SECTION, **schema}}

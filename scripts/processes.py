@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STOPPING_SECONDS: Final = 20.0
 
 
@@ -39,9 +41,10 @@ def start(
     :param ending: signal that the guard sends first.
     :param more: further arguments of :class:`subprocess.Popen`.
     """
-    guard = _guard()
-    process = subprocess.Popen(command, start_new_session=True, **more)
-    _order(guard, pid=process.pid, ending=ending)
+    with _signals_delayed():
+        guard = _guard()
+        process = subprocess.Popen(command, start_new_session=True, **more)
+        _order(guard, pid=process.pid, ending=ending)
     return process
 
 
@@ -58,12 +61,13 @@ def run(command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:  #
 
 def remove_at_the_end(folder: Path) -> None:
     """Have the guard remove a folder, after it has ended the processes."""
-    _order(_guard(), folder=str(folder))
+    with _signals_delayed():
+        _order(_guard(), folder=str(folder))
 
 
 def end_as_by_ctrl_c() -> None:
     """Make SIGTERM and SIGHUP raise KeyboardInterrupt, so that ``finally`` blocks run."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
 
@@ -125,6 +129,27 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
+@contextlib.contextmanager
+def _signals_delayed() -> Iterator[None]:
+    """Delay signals: between the start of a process and the order to the guard, nobody else knows the process."""
+    if threading.current_thread() is not threading.main_thread():
+        # Python handles signals in the main thread only.
+        yield
+        return
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    delayed = {number: handler for number, handler in handlers.items() if handler not in {signal.SIG_IGN, None}}
+    for number in delayed:
+        signal.signal(number, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in delayed.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)
+
+
 @cache
 def _guard() -> subprocess.Popen[bytes]:
     guard = subprocess.Popen(
@@ -145,7 +170,7 @@ def _order(guard: subprocess.Popen[bytes], **order: object) -> None:
 
 def main(program: int) -> None:
     """Act as the guard: read orders until the program has ended, then end its processes."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     processes: dict[psutil.Process, signal.Signals] = {}
     folders: list[str] = []
@@ -159,7 +184,7 @@ def main(program: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _orders(program: int) -> Iterable[dict[str, Any]]:
+def _orders(program: int) -> Iterator[dict[str, Any]]:
     waiting = b""
     while True:
         # A fork of the program may keep the pipe open after the program has ended.

@@ -152,7 +152,8 @@ class BankConnectHook(BaseHook):
     def run(self, call: api.Call[T]) -> T:
         """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result."""
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_worth_retrying),
+            retry=tenacity.retry_if_exception_type(api.BankConnectTransientError)
+            & tenacity.retry_if_not_exception_type(api.BankConnectCertificateError),
             stop=tenacity.stop_after_attempt(1 + self.max_retries),
             wait=_wait,
             before_sleep=self._log_retry,
@@ -287,10 +288,6 @@ def _parse(conn_id: str, connection: Connection, extra: dict[str, Any]) -> Conne
     return ConnectionSettings.parse(
         conn_id, host=connection.host, port=connection.port, password=connection.password, extra=extra
     )
-
-
-def _worth_retrying(error: BaseException) -> bool:
-    return isinstance(error, api.BankConnectTransientError) and not isinstance(error, api.BankConnectCertificateError)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:

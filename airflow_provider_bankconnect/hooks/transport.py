@@ -29,10 +29,9 @@ from airflow_provider_bankconnect import __version__, api
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Mapping
 
     from aiohttp.connector import Connection
-    from aiohttp.tracing import Trace
     from typing_extensions import Buffer
 
 _log = logging.getLogger(__name__)
@@ -94,23 +93,15 @@ class Session(requests.Session):
             kwargs["timeout"] = self._settings.timeout
         return super().send(request, **kwargs)
 
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - requests calls it by this name
+    def get_redirect_target(self, resp: requests.Response) -> None:
         """Return None: requests would send the keys, as custom headers, to the other host."""
-        return
 
-    def merge_environment_settings(  # type: ignore[override]
-        self,
-        url: str,
-        proxies: MutableMapping[str, str] | None,
-        stream: bool | None,  # noqa: FBT001 - requests' own
-        verify: bool | str | None,  # noqa: FBT001
-        cert: str | tuple[str, str] | None,
-    ) -> MutableMapping[str, Any]:
+    def merge_environment_settings(self, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401 - as requests has it
         """Have the connection's CA bundle win over REQUESTS_CA_BUNDLE."""
-        settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
+        settings = super().merge_environment_settings(*arguments, **more)
         if self._settings.verify is not None:
             settings["verify"] = self._settings.verify
-        return settings  # type: ignore[return-value]
+        return settings
 
 
 def _add_keys(settings: api.ConnectionSettings, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -167,10 +158,7 @@ class AsyncSession:
         await self._session.close()
 
     async def exchange(self, request: api.Request) -> api.Answer:
-        """Send a request and read its answer.
-
-        :raises BankConnectError: there was no complete answer, or it is too large.
-        """
+        """Send a request and read its answer, as :meth:`Session.exchange` does."""
         # The path is encoded already: yarl would decode a part of it.
         url = URL(f"{self._settings.base_url}/{request.path}", encoded=True)
         answer: api.Answer | None = None
@@ -202,13 +190,8 @@ _transport: ContextVar[asyncio.Transport | None] = ContextVar("bankconnect_trans
 
 
 class _Connector(aiohttp.TCPConnector):
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
-    ) -> Connection:
-        connection = await super().connect(req, traces, timeout)
+    async def connect(self, *arguments: Any, **more: Any) -> Connection:  # noqa: ANN401 - as aiohttp has it
+        connection = await super().connect(*arguments, **more)
         _transport.set(connection.transport)
         return connection
 
@@ -229,10 +212,7 @@ def ssl_context(conn_id: str, settings: api.ConnectionSettings) -> ssl.SSLContex
 
 
 def _proxy(settings: api.ConnectionSettings) -> str | None:
-    """Return the proxy of the environment, as ``requests`` finds it.
-
-    ``trust_env`` of ``aiohttp`` would use two threads for each poll, and send the credentials of a ``.netrc``.
-    """
+    # trust_env of aiohttp would use two threads for each poll, and send the credentials of a .netrc.
     proxies = requests.utils.get_environ_proxies(settings.base_url)
     found = requests.utils.select_proxy(settings.base_url, proxies)
     proxy = found if not found or "://" in found else f"http://{found}"

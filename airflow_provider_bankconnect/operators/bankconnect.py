@@ -72,10 +72,9 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
         """Register the endpoint."""
         private = _parse_bool("allow_private_host", self.allow_private_host)
         url = webhook_url(self.bankconnect_conn_id) if self.webhook_url is None else self.webhook_url
+        url = check_webhook_url(url, allow_private_host=private)
         with BankConnectHook(self.bankconnect_conn_id) as hook:
-            hook.update_webhook(
-                check_webhook_url(url, allow_private_host=private), self.webhook_mode, allow_private_host=private
-            )
+            hook.update_webhook(url, self.webhook_mode, allow_private_host=private)
 
 
 class BankConnectCatchUpOperator(BaseOperator):
@@ -141,34 +140,29 @@ class BankConnectCatchUpOperator(BaseOperator):
                     failed[link_id] = error
                     continue
                 outcomes = send_to_receiver(self.bankconnect_conn_id, rows, how) if rows else {}
-                if outcomes.get("failed"):
-                    raise WebhookReceiverError(
-                        f"The webhook receiver could not record {outcomes['failed']} events: see the API server's log"
-                    )
+                if lost := outcomes.get("failed"):
+                    problem = f"could not record {lost} events: see the API server's log"
+                    raise WebhookReceiverError(f"The webhook receiver {problem}")
                 counts["completed"] += len(rows)
                 counts["recorded"] += outcomes.get("recorded", 0)
                 counts["duplicates"] += outcomes.get("duplicate", 0)
-                if outcomes.get("recorded"):
-                    done = outcomes["recorded"], len(rows)
-                    self.log.info("Link %r: recorded %d of %d completed statements", link_id, *done)
+                if done := outcomes.get("recorded"):
+                    self.log.info("Link %r: recorded %d of %d completed statements", link_id, done, len(rows))
                 if number % _LOG_EVERY == 0:
                     self.log.info("Read %d of %d links, recorded %d events", number, len(links), counts["recorded"])
         summary = "%(links)d links, %(completed)d completed: %(recorded)d recorded, %(duplicates)d duplicates"
         self.log.info(summary, counts)
         if failed:
             link_id, first = next(iter(failed.items()))
-            raise api.BankConnectError(
-                f"Could not read the history of {len(failed)} of {len(links)} links, first {link_id!r}: {first}"
-            ) from first
+            problem = f"Could not read the history of {len(failed)} of {len(links)} links"
+            raise api.BankConnectError(f"{problem}, first {link_id!r}: {first}") from first
         return counts
 
     def _links(self) -> list[str]:
         found: object = self.link_ids
         if isinstance(found, str) or not isinstance(found, Iterable):
-            raise ValueError(
-                f"link_ids must be a list of link ids, not {type(found).__name__}: if a template renders the list, set "
-                "render_template_as_native_obj=True on the DAG"
-            )
+            advice = "if a template renders the list, set render_template_as_native_obj=True on the DAG"
+            raise ValueError(f"link_ids must be a list of link ids, not {type(found).__name__}: {advice}")
         return list(dict.fromkeys(api.check_id("link_ids", link_id) for link_id in found))
 
     def _completed(self, hook: BankConnectHook, link_id: str) -> list[dict[str, str | None]]:

@@ -37,10 +37,7 @@ def is_supported() -> bool:
 
 
 def require_airflow() -> None:
-    """Raise unless this Airflow can have a webhook receiver.
-
-    :raises AirflowOptionalProviderFeatureException: Airflow is older than 3.2.
-    """
+    """Raise an ``AirflowOptionalProviderFeatureException`` on an Airflow older than 3.2."""
     if not is_supported():
         raise AirflowOptionalProviderFeatureException(
             f"BankConnect's webhook receiver needs Airflow 3.2 or later, and this is {airflow_version}. "
@@ -72,10 +69,7 @@ def tokens() -> tuple[str, ...]:
 
 
 def is_on() -> bool:
-    """Return whether the webhook receiver is on: Airflow supports it, and a token is set.
-
-    :raises ValueError: as :func:`tokens`.
-    """
+    """Return whether the webhook receiver is on: Airflow supports it, and a token is set. Raises as :func:`tokens`."""
     return is_supported() and bool(tokens())
 
 
@@ -91,10 +85,8 @@ def webhook_url(conn_id: str = "bankconnect_default") -> str:
     require_airflow()
     name = _encode(conn_id)
     if not tokens():
-        raise ValueError(
-            f"The webhook receiver is off: set [{SECTION}] webhook_token on every component of Airflow. "
-            f"Make one with: {_NEW_TOKEN}"
-        )
+        advice = f"set [{SECTION}] webhook_token on every component of Airflow. Make one with: {_NEW_TOKEN}"
+        raise ValueError(f"The webhook receiver is off: {advice}")
     base = conf.get(SECTION, "public_url", fallback=None) or conf.get("api", "base_url", fallback=None) or ""
     if not base.startswith("https://"):
         raise ValueError(

@@ -42,8 +42,7 @@ class _RefusedError(Exception):
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(detail)
-        self.status = status
-        self.reason = reason
+        self.status, self.reason = status, reason
 
 
 def make_app() -> Starlette:

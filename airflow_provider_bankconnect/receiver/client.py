@@ -67,10 +67,9 @@ def send_to_receiver(
                 answer = session.post(url, json={"how": how, "events": sent}, timeout=timeout, allow_redirects=False)
                 counted = _COUNTS.validate_json(answer.content) if answer.status_code == requests.codes.ok else {}
             except (requests.RequestException, ValidationError) as error:
-                raise WebhookReceiverError(
-                    f"No answer from the webhook receiver at {address.api_server_url()} ({type(error).__name__}): "
-                    "check [core] execution_api_server_url (or [api] base_url), and that the API server runs"
-                ) from None
+                where = f"the webhook receiver at {address.api_server_url()} ({type(error).__name__})"
+                advice = "check [core] execution_api_server_url (or [api] base_url), and that the API server runs"
+                raise WebhookReceiverError(f"No answer from {where}: {advice}") from None
             if (status := answer.status_code) != requests.codes.ok:
                 advice = _ADVICE.get(status, "see the API server's log")
                 raise WebhookReceiverError(f"The webhook receiver answered HTTP {status}: {advice}")

@@ -263,10 +263,8 @@ def _find_asset(session: Session, conn_id: str) -> AssetModel | None:
 
 
 def _lock_asset(session: Session, asset_id: int) -> None:
-    """Keep all other processes from recording events of this asset until the transaction ends.
-
-    Airflow takes the same lock on the same row next, so the order of locks is always the same.
-    """
+    """Keep all other processes from recording events of this asset until the transaction ends."""
+    # Airflow takes the same lock on the same row next, so the order of locks is always the same.
     if session.get_bind().dialect.name == "sqlite":
         # SQLite has no row locks: any write locks the database.
         session.execute(update(AssetModel).where(AssetModel.id == asset_id).values(id=AssetModel.id))
@@ -275,10 +273,8 @@ def _lock_asset(session: Session, asset_id: int) -> None:
 
 
 def _lock_pending_runs(session: Session, keys: set[str]) -> None:
-    """Keep the scheduler from creating these customers' runs, after waiting for those that it is creating.
-
-    Else Airflow could add an event to a run that the scheduler has just created, and no run would get the event.
-    """
+    """Keep the scheduler from creating these customers' runs, after waiting for those that it is creating."""
+    # Else Airflow could add an event to a run that the scheduler has just created, and no run would get the event.
     pending = select(AssetPartitionDagRun.id).where(
         AssetPartitionDagRun.partition_key.in_(keys), AssetPartitionDagRun.created_dag_run_id.is_(None)
     )

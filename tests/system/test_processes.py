@@ -95,6 +95,30 @@ def test_postgresql_is_gone_after_the_end_of_the_program(ending):
     end_program(POSTGRES, ending)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_during_the_start_of_a_server_arrives_after_the_start(number, monkeypatch):
+    """An exception in between would leave a server that nobody knows."""
+    popen, started = subprocess.Popen, []
+
+    def interrupted(command, **more):
+        if command == ["sleep", "3600"]:
+            signal.raise_signal(number)
+        started.append(popen(command, **more))
+        return started[-1]
+
+    processes._guard()
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            processes.start(["sleep", "3600"])
+    finally:
+        signal.signal(number, before)
+    (server,) = started
+    assert server.poll() is None
+    processes.kill(server)
+
+
 def test_the_guard_ends_with_the_program():
     code = "import processes; processes.run(['true']); print(processes._guard().pid)"
     done = subprocess.run(
