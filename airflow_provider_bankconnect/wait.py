@@ -4,12 +4,13 @@ Pure: no I/O, no clock, no Airflow. A driver (a sensor on a worker, a trigger in
 :meth:`Wait.next` returns, reports what it learned, and asks for the next action, until that is an :class:`End`.
 
 - **A poke** happens every ``poke_interval`` seconds, and never less than one second after the answer to the last one.
-- **A 429 or another error** does not end a wait. The next poke waits for the ``Retry-After`` that BankConnect sent,
-  and for a back-off that grows with each error in a row. Only wrong keys, a wrong ``timezone`` and, at the first poke,
-  a certificate that does not verify are final.
-- **A webhook event** makes the next poke earlier, never later, and decides nothing.
-- **At the deadline** the wait pokes one last time, then it times out. The last poke is left out only while a pause of
-  at most ten minutes that BankConnect asked for is not over.
+- **A 429 or another error** does not end a wait. The next poke comes after the longest of ``poke_interval``, the
+  ``Retry-After`` that BankConnect sent, and a random back-off of up to 1, 2, 4 ... 60 seconds. Only wrong keys, a wrong
+  ``timezone`` and, at the first poke, a certificate that does not verify are final.
+- **A webhook event** brings the next poke forward: to now, but never within a second of the last answer or within a
+  ``Retry-After``. While the verdict is pending, three more pokes follow soon. An event decides nothing.
+- **At the deadline** the wait pokes one last time; if that does not end it, it times out. If BankConnect asked for a
+  pause of at most ten minutes that is not over, the last poke is skipped. A longer pause does not skip it.
 - **A 404** means "nothing there yet". After five minutes of 404, and at the deadline, a test call finds out whether the
   path in the connection's host is wrong.
 """
@@ -39,10 +40,10 @@ LAST_POKE_SECONDS: Final = 60.0
 LONGEST_LAST_PAUSE: Final = 600.0
 # After a restart of the triggerer the overdue pokes of all waits are spread over this many seconds.
 SPREAD_SECONDS: Final = 60.0
-# An event wakes no wait in its first seconds: a task that returns before the scheduler has seen it defer fails with
-# "state mismatch" (seen on Airflow 3.2.2).
+# An event wakes no wait in its first seconds in the triggerer: a task that returns before the scheduler has seen it
+# defer fails with "state mismatch" (seen on Airflow 3.2.2).
 SETTLING_SECONDS: Final = 5.0
-# An event may arrive before BankConnect's own record shows the statement: poke again after these seconds.
+# An event may arrive before BankConnect's own record shows the statement: poke again these seconds after each answer.
 ECHO_SECONDS: Final = (2.0, 5.0, 20.0)
 # 404 for this long is taken for "nothing there yet"; then the test call is made.
 NOT_FOUND_PATIENCE: Final = timedelta(minutes=5)
@@ -201,7 +202,8 @@ class Wait:
             return self._last_poke()
         because = f"{WRONG_PATH}; {self.seen}" if self._is_path_wrong else self.seen
         if self._errors:
-            because = f"{because}; then {self._errors} errors in a row, the last: {self._last_error}"
+            plural = "s" if self._errors > 1 else ""
+            because = f"{because}; then {self._errors} error{plural} in a row, the last: {self._last_error}"
         self._end = End("timeout", because)
         return self._end
 
@@ -326,6 +328,9 @@ class Wait:
         )
 
     def _next_check(self, now: datetime) -> str:
+        is_due = self._next_poke <= self.deadline - timedelta(seconds=MIN_INTERVAL)
+        if not is_due and (self._is_last_poke_made or self._is_last_poke_paused(self.deadline)):
+            return "no further check before the timeout"
         return f"next check {clock(min(self._next_poke, self.deadline), now)}"
 
     def _log(self, level: Literal["info", "warning"], text: str) -> None:

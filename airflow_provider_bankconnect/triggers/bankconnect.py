@@ -163,10 +163,7 @@ class _BankConnectTrigger(BaseTrigger):
 
 
 class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
-    """Waits for the webhook payloads of a link.
-
-    The arguments of the gate are those of
-    :class:`~airflow_provider_bankconnect.sensors.bankconnect.BankConnectWebhookPayloadSensor`.
+    """Waits for the webhook payloads of a link. The arguments of the gate are those of the sensor.
 
     :param wait: the pace and the state of the wait, see :class:`~airflow_provider_bankconnect.wait.WaitArguments`.
     :param bankconnect_conn_id: the connection with both keys.
@@ -198,10 +195,7 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
 
 
 class BankConnectProgressTrigger(_BankConnectTrigger):
-    """Waits for the progress of one analysis of an entity.
-
-    The arguments of the gate are those of
-    :class:`~airflow_provider_bankconnect.sensors.bankconnect.BankConnectProgressSensor`.
+    """Waits for the progress of one analysis of an entity. The arguments of the gate are those of the sensor.
 
     :param wait: the pace and the state of the wait, see :class:`~airflow_provider_bankconnect.wait.WaitArguments`.
     :param bankconnect_conn_id: the connection with both keys.

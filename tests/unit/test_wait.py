@@ -477,6 +477,17 @@ def test_the_line_of_progress_has_no_times():
     ]
 
 
+@pytest.mark.parametrize("outcome", [PENDING, rate_limited(300.0)], ids=["pending", "429"])
+def test_after_the_last_poke_no_check_is_announced(outcome):
+    one = poked(wait(timeout=60), outcome, begins=60)
+    assert texts(one)[-1].endswith("; no further check before the timeout")
+
+
+def test_a_pause_that_skips_the_last_poke_is_announced():
+    assert texts(poked(wait(timeout=60), rate_limited(300.0)))[-1].endswith("; no further check before the timeout")
+    assert texts(poked(wait(timeout=60), rate_limited(601.0)))[-1].endswith("; next check 20:42 UTC")
+
+
 def test_another_day_is_written_out():
     verdict = Verdict("pending", (row("s1", ago=86400.0),), "because")
     (text,) = texts(poked(wait(timeout=1e6, poke_interval=86400.0), verdict))
