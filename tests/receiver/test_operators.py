@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG
-from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from receivers import CONN_ID, NEEDS_3_2, NO_DAG, PREVIOUS, TOKEN, Caller, statement
 
 from airflow_provider_bankconnect.api import BankConnectAuthError, BankConnectError, WebhookMode
@@ -174,7 +173,7 @@ def test_link_may_be_a_number(box, sqlite):
 
 def test_argument_may_come_from_an_upstream_task():
     with DAG(dag_id="upstream", schedule=None):
-        upstream = EmptyOperator(task_id="upstream")
+        upstream = BaseOperator(task_id="upstream")
         tasks = [
             BankConnectCatchUpOperator(task_id="catch_up", link_ids=upstream.output, since=upstream.output),
             BankConnectUpdateWebhookOperator(task_id="register", webhook_url=upstream.output),
