@@ -152,15 +152,17 @@ class _Gate:
 
     expectation: Expectation
     names: ClassVar[tuple[str, ...]]
+    # Those that are fields of the gate, not of its expectation.
+    own_names: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def parse(cls, *, analysis: Analysis | None = None, **arguments: Any) -> Self:  # noqa: ANN401 - checked below
+    def parse(cls, **arguments: Any) -> Self:  # noqa: ANN401 - checked below
         """Make a gate of the arguments of its sensor or trigger.
 
         :raises ValueError: an argument is invalid; the message names it.
         """
-        expectation = Expectation.parse(**arguments)
-        return cls(expectation) if analysis is None else cls(expectation, analysis)  # type: ignore[call-arg]
+        own = {name: arguments.pop(name) for name in cls.own_names if name in arguments}
+        return cls(Expectation.parse(**arguments), **own)
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments, in types that every Airflow serializes."""
@@ -198,6 +200,7 @@ class ProgressGate(_Gate):
     """A gate on the ``progress`` of one analysis of ``expectation.entity_id``."""
 
     names = ("entity_id", "analysis", "statement_id", "expected_statements")
+    own_names = ("analysis",)
     analysis: Analysis = "transactions"
 
     def __post_init__(self) -> None:

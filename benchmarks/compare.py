@@ -38,8 +38,9 @@ class Size:
 
     waits: int = 2_000
     interval: float = 10.0
-    windows: int = 5
-    seconds: float = 5.0
+    windows: int = 3
+    # A whole interval: the waits poll in a burst, and a shorter window may have no poll in it.
+    seconds: float = 10.0
     rounds: int = 6
 
 

@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from .app import PREFIX, Controls, Keys, Vendor, make_app
+from .app import PREFIX, Keys, Vendor, make_app
 from .clock import Clock, SimulatedClock, real_clock
+from .controls import Controls
 from .faults import Faults
 from .webhooks import Sender
 from .wire import Certificate, WireServer, listen
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from .models import Analysis, Delivery, Fault, Received, Record, Statement
 
-_LONG: Final = 3600.0
-# A clock of another class has no callback for its moves: it is polled this often.
-_CLOCK_POLL_SECONDS: Final = 0.1
 _ANYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
 
@@ -86,14 +84,10 @@ class Sandbox:
         self._host = host
         self._statements = list(statements)
         self._first_faults = list(faults)
-        self._keep_alive = keep_alive
         log = on_event or (lambda _: None)
         self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, log=log)
         self._faults = Faults(clock, seed)
-        sleep = _LONG if clock is real_clock or isinstance(clock, SimulatedClock) else _CLOCK_POLL_SECONDS
-        self._sender = Sender(
-            self._world, self._faults, clock=clock, longest_sleep=sleep, retries=webhook_retries, log=log
-        )
+        self._sender = Sender(self._world, self._faults, clock=clock, retries=webhook_retries, log=log)
         self._vendor = Vendor(
             self._world,
             self._faults,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from .clock import Clock, SimulatedClock, real_clock
 from .models import Delivery
 from .world import Hook, World
 
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from .clock import Clock
     from .faults import Faults
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _IN_FLIGHT: Final = 32
 _OK: Final = 200
+_LONG: Final = 3600.0
+# A clock of another class has no callback for its moves: it is polled this often.
+_CLOCK_POLL_SECONDS: Final = 0.1
 _RETRY_SECONDS: Final = 1.0
 
 
@@ -36,7 +39,6 @@ class Sender:
         faults: Faults,
         *,
         clock: Clock,
-        longest_sleep: float,
         log: Callable[[str], None],
         retries: int = 0,
     ) -> None:
@@ -44,7 +46,8 @@ class Sender:
         self._world = world
         self._faults = faults
         self._clock = clock
-        self._longest_sleep = longest_sleep
+        has_callback = clock is real_clock or isinstance(clock, SimulatedClock)
+        self._longest_sleep = _LONG if has_callback else _CLOCK_POLL_SECONDS
         self._log = log
         self._retries = retries
         self._random = random.Random(f"{world.seed}/replays")

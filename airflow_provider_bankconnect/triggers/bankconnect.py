@@ -104,8 +104,8 @@ class _BankConnectTrigger(BaseTrigger):
                 if events != poller.events_seen(self.gate):
                     events = poller.events_seen(self.gate)
                     wait.notified(now)
-                if poller.pause is not None:
-                    wait.paused(poller.pause)
+                if (pause := poller.pause) is not None:
+                    wait.paused(pause)
                 action = wait.next(now)
                 for level, text in wait.take_lines():
                     getattr(self.log, level)("%s", text)
