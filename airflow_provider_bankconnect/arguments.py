@@ -13,9 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 import pendulum
 
+# fmt: off
 Analysis: TypeAlias = Literal[
-    "transactions", "accounts", "identity", "salary", "recurring_transactions", "lender_transactions"
+    "transactions", "accounts", "identity", "salary", "recurring_transactions", "lender_transactions",
+    "get_expense_categories", "top_credits_debits", "monthly_analysis_updated", "xlsx_report", "predictors", "score",
 ]
+# fmt: on
 ANALYSES: Final[tuple[Analysis, ...]] = get_args(Analysis)
 
 

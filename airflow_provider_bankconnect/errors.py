@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = [
     "BankConnectAuthError", "BankConnectCertificateError", "BankConnectConnectionError", "BankConnectError",
-    "BankConnectNotFoundError", "BankConnectNotReadyError", "BankConnectRateLimitError", "BankConnectResponseError",
-    "BankConnectServerError", "BankConnectTimezoneError", "BankConnectTransientError",
+    "BankConnectHostError", "BankConnectLimitError", "BankConnectNotFoundError", "BankConnectNotReadyError",
+    "BankConnectRateLimitError", "BankConnectResponseError", "BankConnectServerError", "BankConnectTimezoneError",
+    "BankConnectTransientError",
 ]  # fmt: skip
 
 
@@ -22,7 +23,7 @@ class BankConnectError(Exception):
 
 
 class BankConnectAuthError(BankConnectError):
-    """The keys are wrong, or do not allow this call: HTTP 401, 402 or 403."""
+    """The keys are wrong (HTTP 401, 402), or wrong or not enabled for this call (HTTP 403)."""
 
 
 class BankConnectNotFoundError(BankConnectError):
@@ -51,6 +52,14 @@ class BankConnectConnectionError(BankConnectTransientError):
 
 class BankConnectCertificateError(BankConnectConnectionError):
     """The server's certificate does not verify. Nothing was sent."""
+
+
+class BankConnectHostError(BankConnectConnectionError):
+    """The host of the connection cannot be resolved. Nothing was sent."""
+
+
+class BankConnectLimitError(BankConnectError):
+    """A link has more entities than a gate can ask for."""
 
 
 class BankConnectResponseError(BankConnectError):

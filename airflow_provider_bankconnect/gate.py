@@ -6,236 +6,20 @@ Pure functions on values. No order of rows and no repetition of a row changes a 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Final
 
-from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.api import BankConnectTimezoneError, StatementProgress, WebhookPayload, check_id
-from airflow_provider_bankconnect.arguments import parse_count, parse_grace, parse_ids, parse_since, plain
+from airflow_provider_bankconnect.api import BankConnectTimezoneError, StatementProgress, WebhookPayload
+from airflow_provider_bankconnect.expectation import Expectation, OnFailed, Row, State, Verdict, progress_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import tzinfo
-    from typing import Self
+    from collections.abc import Iterable, Mapping
 
-    from airflow_provider_bankconnect.api import Analysis
+__all__ = ["Expectation", "OnFailed", "Row", "State", "Verdict", "judge_customer", "judge_history", "judge_progress"]
 
-State: TypeAlias = Literal["pending", "passed", "failed"]
-# What a failed verdict means: the task fails · is skipped · the wait continues · the gate passes with the failed rows.
-OnFailed: TypeAlias = Literal["fail", "skip", "wait", "pass"]
 # At the same second, completed counts before failed, and failed before anything else.
 _RANK: Final = {"completed": 2, "failed": 1}
 MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What a wait is for.
-
-    :param link_id: rows of another link do not count.
-    :param entity_id: rows of another entity do not count; in progress: the entity.
-    :param statement_id: only these statements count, and all of them are expected.
-    :param since: older rows do not count; rows of the same second do. Aware.
-    :param expected_statements: how many statements of one entity are expected.
-    :param failure_grace: how old the newest failure must be before the verdict of a history is failed.
-    :raises ValueError: an argument is invalid; the message names it.
-    """
-
-    link_id: str | None = None
-    entity_id: str | None = None
-    statement_id: tuple[str, ...] | None = None
-    since: datetime | None = None
-    expected_statements: int = 1
-    failure_grace: timedelta = timedelta(minutes=30)
-
-    def __post_init__(self) -> None:
-        if self.link_id is not None:
-            check_id("link_id", self.link_id)
-        if self.entity_id is not None:
-            check_id("entity_id", self.entity_id)
-        if self.statement_id is not None:
-            if not self.statement_id:
-                raise ValueError("statement_id must not be an empty list: leave it out to wait for any statement")
-            for statement_id in self.statement_id:
-                check_id("statement_id", statement_id)
-        if self.since is not None and self.since.tzinfo is None:
-            raise ValueError("since must be aware: give it a time zone")
-        if isinstance(self.expected_statements, bool) or self.expected_statements < 1:
-            raise ValueError(f"expected_statements must be a whole number from 1, not {self.expected_statements!r}")
-        if self.statement_id is not None and self.expected_statements > len(set(self.statement_id)):
-            raise ValueError(
-                f"expected_statements is {self.expected_statements}, but statement_id names only "
-                f"{len(set(self.statement_id))}: the gate could never pass"
-            )
-        if self.failure_grace < timedelta(0):
-            raise ValueError(f"failure_grace must not be negative, and is {self.failure_grace}")
-
-    @classmethod
-    def parse(
-        cls,
-        *,
-        link_id: str | int | None = None,
-        entity_id: str | int | None = None,
-        statement_id: str | int | Iterable[str | int] | None = None,
-        since: datetime | str | None = None,
-        expected_statements: int | str = 1,
-        failure_grace: timedelta | float = timedelta(minutes=30),
-    ) -> Expectation:
-        """Make an expectation of what people write, templates render, and triggers serialize; naive times are UTC.
-
-        :raises ValueError: an argument is invalid; the message names it.
-        """
-        return cls(
-            link_id=None if link_id is None else check_id("link_id", link_id),
-            entity_id=None if entity_id is None else check_id("entity_id", entity_id),
-            statement_id=parse_ids(statement_id),
-            since=parse_since(since),
-            expected_statements=parse_count(expected_statements),
-            failure_grace=parse_grace(failure_grace),
-        )
-
-    @property
-    def needed(self) -> int:
-        """How many completed statements of one entity pass the gate."""
-        return len(set(self.statement_id)) if self.statement_id is not None else self.expected_statements
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a verdict, as people get it.
-
-    :param progress: in lower case.
-    :param reason: the vendor's words; ``""`` if there are none.
-    :param date_time: ISO 8601 in UTC; None from progress, which has no times.
-    """
-
-    statement_id: str
-    entity_id: str
-    link_id: str | None
-    progress: str
-    reason: str
-    date_time: str | None
-
-    @classmethod
-    def of_payload(cls, row: WebhookPayload) -> Row:
-        """Make a row of the history."""
-        when = row.date_time.isoformat()
-        return cls(row.statement_id, row.entity_id, row.link_id, _progress(row), row.reason, when)
-
-    @classmethod
-    def of_item(cls, item: StatementProgress, entity_id: str | None) -> Row:
-        """Make a row of the progress of ``entity_id``."""
-        return cls(item.statement_id, entity_id or "", None, (item.status or "").lower(), item.message or "", None)
-
-    def as_dict(self) -> dict[str, str | None]:
-        """Return a plain dict, ready for XCom."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``state``; ``rows``, newest first: those that decided, or that are considered; and ``because``, in words."""
-
-    state: State
-    rows: tuple[Row, ...]
-    because: str
-
-    def ends_wait(self, on_failed: OnFailed) -> bool:
-        """Return whether the wait is over."""
-        return self.state == "passed" or (self.state == "failed" and on_failed != "wait")
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """What a sensor waits for. ``names`` are those of its arguments."""
-
-    expectation: Expectation
-    names: ClassVar[tuple[str, ...]]
-    # Those that are fields of the gate, not of its expectation.
-    own_names: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def parse(cls, **arguments: Any) -> Self:  # noqa: ANN401 - checked below
-        """Make a gate of the arguments of its sensor or trigger.
-
-        :raises ValueError: an argument is invalid; the message names it.
-        """
-        own = {name: arguments.pop(name) for name in cls.own_names if name in arguments}
-        return cls(Expectation.parse(**arguments), **own)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments, in types that every Airflow serializes."""
-        return {name: plain(getattr(self.expectation, name, getattr(self, name, None))) for name in self.names}
-
-
-@dataclass(frozen=True)
-class HistoryGate(_Gate):
-    """A gate on the payload history of ``expectation.link_id``."""
-
-    names = ("link_id", "entity_id", "statement_id", "since", "expected_statements", "failure_grace")
-
-    def __post_init__(self) -> None:
-        check_id("link_id", self.expectation.link_id)
-
-    def __str__(self) -> str:
-        return f"payload history of link {self.expectation.link_id!r}"
-
-    @property
-    def poll_key(self) -> tuple[str, ...]:
-        """What is asked for: equal for gates that one answer serves."""
-        return ("webhook_payloads", self.expectation.link_id or "")
-
-    def ask(self, timezone: tzinfo) -> api.Call[list[WebhookPayload]]:
-        """Ask for the payload history; ``timezone`` is that of the vendor's ``date_time``."""
-        return api.get_webhook_payloads(self.expectation.link_id or "", timezone)
-
-    def judge(self, rows: Iterable[WebhookPayload], now: datetime) -> Verdict:
-        """Judge the rows of the answer."""
-        return judge_history(self.expectation, rows, now)
-
-
-@dataclass(frozen=True)
-class ProgressGate(_Gate):
-    """A gate on the ``progress`` of one analysis of ``expectation.entity_id``."""
-
-    names = ("entity_id", "analysis", "statement_id", "expected_statements")
-    own_names = ("analysis",)
-    analysis: Analysis = "transactions"
-
-    def __post_init__(self) -> None:
-        check_id("entity_id", self.expectation.entity_id)
-        api.check_analysis(self.analysis)
-
-    def __str__(self) -> str:
-        return f"progress of {self.analysis} of entity {self.expectation.entity_id!r}"
-
-    @property
-    def poll_key(self) -> tuple[str, ...]:
-        """What is asked for: equal for gates that one answer serves."""
-        return (self.analysis, self.expectation.entity_id or "")
-
-    def ask(self, timezone: tzinfo) -> api.Call[list[StatementProgress]]:  # noqa: ARG002 - progress has no times
-        """Ask for the progress."""
-        return api.get_progress(self.expectation.entity_id or "", self.analysis)
-
-    def judge(self, rows: Iterable[StatementProgress], now: datetime) -> Verdict:  # noqa: ARG002 - likewise
-        """Judge the rows of the answer."""
-        return judge_progress(self.expectation, rows)
-
-
-Gate: TypeAlias = HistoryGate | ProgressGate
-
-
-def check_on_failed(on_failed: object) -> OnFailed:
-    """Return a valid ``on_failed``.
-
-    :raises ValueError: it is invalid; the message names ``on_failed`` and the allowed values.
-    """
-    for meaning in get_args(OnFailed):
-        if on_failed == meaning:
-            return cast("OnFailed", meaning)
-    raise ValueError(f"on_failed must be one of {', '.join(map(repr, get_args(OnFailed)))}, not {on_failed!r}")
 
 
 def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now: datetime) -> Verdict:
@@ -243,6 +27,7 @@ def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now:
 
     :raises BankConnectTimezoneError: a considered row is more than five minutes in the future.
     """
+    rows = set(rows)
     seen = {row for row in rows if why_not_considered(expectation, row) is None}
     _refuse_future(seen, now)
     current = list(newest_of_each_statement(seen))
@@ -250,7 +35,8 @@ def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now:
     for row in current:
         by_entity[row.entity_id].append(row)
 
-    passed = [done for entity in by_entity.values() if (done := _completed_if_passed(expectation, entity))]
+    replaced = _replaced(expectation, rows)
+    passed = [done for entity in by_entity.values() if (done := _completed_if_passed(expectation, entity, replaced))]
     if passed:
         result = max((_newest_first(done) for done in passed), key=lambda done: _newness(done[0]))
         return Verdict("passed", _as_rows(result), f"{_count(len(result))} completed")
@@ -260,21 +46,11 @@ def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now:
     if not shown:
         return Verdict("pending", (), "no row that counts")
     in_progress = sum(not _is(row, "completed", "failed") for row in current)
-    newest = shown[0]
-    if not in_progress and _is(newest, "failed"):
-        age = now - newest.date_time
-        reasons = ", ".join(sorted({repr(row.reason) for row in seen if _is(row, "failed")}))
-        if age >= expectation.failure_grace:
-            return Verdict("failed", _as_rows(shown), f"the newest row is a failure; reasons: {reasons}")
-        return Verdict(
-            "pending",
-            _as_rows(shown),
-            f"the newest row is a failure, which counts when it is {expectation.failure_grace} old; reasons: {reasons}",
-        )
+    if not in_progress and _is(shown[0], "failed"):
+        return _failed_or_soon(expectation, shown, seen, now)
     # There is a statement: failed attempts alone were handled above.
-    most = max(sum(_is(row, "completed") for row in entity) for entity in by_entity.values())
-    because = f"{most} of {_count(expectation.needed)} completed"
-    return Verdict("pending", _as_rows(shown), because + (f", {in_progress} in progress" if in_progress else ""))
+    most = max(sum(_is(row, "completed") and row.entity_id != "" for row in entity) for entity in by_entity.values())
+    return Verdict("pending", _as_rows(shown), _so_far(expectation, most, in_progress))
 
 
 def judge_progress(expectation: Expectation, items: Iterable[StatementProgress]) -> Verdict:
@@ -287,10 +63,9 @@ def judge_progress(expectation: Expectation, items: Iterable[StatementProgress])
     if not rows:
         return Verdict("pending", (), "no statement that counts")
     in_progress = {row.statement_id for row in rows if row.progress not in _RANK}
-    done = {row.statement_id for row in rows} - in_progress
+    done = {row.statement_id for row in rows} - in_progress - {""}
     if in_progress or len(done) < expectation.needed:
-        because = f"{len(done)} of {_count(expectation.needed)} done"
-        return Verdict("pending", tuple(rows), because + (f", {len(in_progress)} in progress" if in_progress else ""))
+        return Verdict("pending", tuple(rows), _so_far(expectation, len(done), len(in_progress), "done"))
     failed = [row for row in rows if row.progress == "failed"]
     if failed:
         reasons = ", ".join(sorted({repr(row.reason) for row in failed}))
@@ -298,12 +73,48 @@ def judge_progress(expectation: Expectation, items: Iterable[StatementProgress])
     return Verdict("passed", tuple(rows), f"{_count(len(done))} completed")
 
 
+def judge_customer(
+    expectation: Expectation,
+    rows: Iterable[WebhookPayload],
+    items: Mapping[str, Iterable[StatementProgress]],
+    now: datetime,
+) -> Verdict:
+    """Judge a customer by both records at the time ``now``.
+
+    The history decides wherever it has a row of a statement. A statement that only the progress knows counts too,
+    unless ``since`` is given and ``statement_id`` does not name it: progress has no times. Nothing passes while either
+    record says that a statement is in progress.
+
+    :param rows: the payload history of the link; empty for an entity without a link.
+    :param items: the progress of ``transactions`` of each entity.
+    :raises BankConnectTimezoneError: a considered row is more than five minutes in the future.
+    """
+    rows = set(rows)
+    history = judge_history(expectation, rows, now)
+    customer = _Customer(expectation, rows, items)
+    if passed := customer.passed():
+        return Verdict("passed", passed, f"{_count(len(passed))} completed")
+    shown = (*history.rows, *customer.going, *customer.undated)
+    in_progress = any(row.progress not in _RANK for row in shown)
+    # A failure counts only later, because customers try again.
+    is_recent = history.state == "pending" and bool(history.rows) and history.rows[0].progress == "failed"
+    failed = [row for row in customer.undated if row.progress == "failed"]
+    if not in_progress and not is_recent and history.state != "passed":
+        if any(customer.done(row.entity_id) >= expectation.needed for row in failed):
+            reasons = ", ".join(sorted({repr(row.reason) for row in failed}))
+            return Verdict("failed", shown, f"{_count(len(failed))} failed; reasons: {reasons}")
+        # A completed statement without a time may be newer than the failure.
+        if history.state == "failed" and len(failed) == len(customer.undated):
+            return Verdict("failed", shown, history.because)
+    return Verdict("pending", shown, customer.so_far(history))
+
+
 def why_not_considered(expectation: Expectation, row: WebhookPayload) -> str | None:
     """Return why a row is not considered; None if it is."""
     if row.link_id != expectation.link_id:
         return f"of another link, {row.link_id!r}"
     if expectation.entity_id is not None and row.entity_id != expectation.entity_id:
-        return f"of another entity, {row.entity_id!r}"
+        return f"of another entity, {row.entity_id!r}" if row.entity_id else "BankConnect names no entity"
     if expectation.statement_id is not None and row.statement_id not in expectation.statement_id:
         return "of another statement" if row.statement_id else "an attempt, and statement_id is given"
     # The vendor's times are whole seconds: the boundary second counts whole.
@@ -322,10 +133,136 @@ def newest_of_each_statement(rows: Iterable[WebhookPayload]) -> Iterable[Webhook
     return newest.values()
 
 
-def _completed_if_passed(expectation: Expectation, entity: list[WebhookPayload]) -> list[WebhookPayload]:
-    completed = [row for row in entity if _is(row, "completed")]
-    in_progress = any(not _is(row, "completed", "failed") for row in entity)
-    return completed if len(completed) >= expectation.needed and not in_progress else []
+class _Customer:
+    """The statements of a customer in both records.
+
+    ``going`` has those in progress by the progress, ``undated`` those over that only the progress knows, and
+    ``left_out`` is how many of the latter do not count because of ``since``.
+    """
+
+    def __init__(
+        self, expectation: Expectation, rows: set[WebhookPayload], items: Mapping[str, Iterable[StatementProgress]]
+    ) -> None:
+        self.expectation = expectation
+        seen = [row for row in rows if why_not_considered(expectation, row) is None]
+        self.dated = list(newest_of_each_statement(seen))
+        self.replaced = _replaced(expectation, rows)
+        self.going: list[Row] = []
+        self.undated: list[Row] = []
+        self.left_out = 0
+        known = {(row.entity_id, row.statement_id) for row in rows if row.link_id == expectation.link_id}
+        for entity_id, its in sorted(items.items()):
+            if expectation.entity_id in {None, entity_id}:
+                for row in _one_for_each_statement(entity_id, its):
+                    self._add(row, is_known=(entity_id, row.statement_id) in known)
+
+    def _add(self, row: Row, *, is_known: bool) -> None:
+        named = self.expectation.statement_id
+        if named is not None and row.statement_id not in named:
+            return
+        if row.progress not in _RANK:
+            self.going.append(row)
+        elif not is_known and self.expectation.since is not None and named is None:
+            self.left_out += 1
+        elif not is_known:
+            self.undated.append(row)
+
+    def done(self, entity_id: str, *states: str) -> int:
+        """Return how many statements of an entity are over, or in one of these states."""
+        states = states or tuple(_RANK)
+        dated = sum(row.entity_id == entity_id and _is(row, *states) for row in self.dated)
+        undated = [row for row in self.undated if row.statement_id and row.progress in states]
+        return dated + sum(row.entity_id == entity_id for row in undated)
+
+    def passed(self) -> tuple[Row, ...]:
+        """Return the completed rows of the entity that passes; of several, the one with the newest row."""
+        results: list[tuple[tuple[object, ...], tuple[Row, ...]]] = []
+        for entity_id in self._entities():
+            dated = [row for row in self.dated if row.entity_id == entity_id]
+            is_over = all(_is_over(row, self.replaced) for row in dated)
+            if self.done(entity_id, "completed") < self.expectation.needed or not is_over:
+                continue
+            if any(row.entity_id == entity_id for row in (*self.going, *self._taken_back())):
+                continue
+            completed = _newest_first(row for row in dated if _is(row, "completed"))
+            more = [row for row in self.undated if row.entity_id == entity_id and row.progress == "completed"]
+            rank = (1, *_newness(completed[0])) if completed else (0, entity_id)
+            results.append((rank, (*_as_rows(completed), *more)))
+        return max(results, default=((), ()))[1]
+
+    def _taken_back(self) -> list[Row]:
+        """Return the undated statements that a row of the history, which names no entity, takes back."""
+        said = {statement_id: progress_of(row) for statement_id, row in self.replaced.items()}
+        return [row for row in self.undated if _takes_back(said.get(row.statement_id, "completed"), row.progress)]
+
+    def _entities(self) -> set[str]:
+        return ({row.entity_id for row in self.dated} | {row.entity_id for row in (*self.undated, *self.going)}) - {""}
+
+    def so_far(self, history: Verdict) -> str:
+        """Return in words what is there while the verdict is pending."""
+        left_out = f"; {_count(self.left_out)} only in the progress, which has no times" if self.left_out else ""
+        if not self.going and not self.undated:
+            nothing = self.expectation.link_id is None
+            return ("no statement that counts" if nothing else history.because) + left_out
+        in_progress = {(row.entity_id, row.statement_id) for row in self.going}
+        in_progress |= {(row.entity_id, row.statement_id) for row in self.dated if not _is(row, *_RANK)}
+        most = max(self.done(entity_id, "completed") for entity_id in self._entities())
+        return _so_far(self.expectation, most, len(in_progress)) + left_out
+
+
+def _one_for_each_statement(entity_id: str, items: Iterable[StatementProgress]) -> list[Row]:
+    """Return a row for each statement of a progress: of several, the one that is least far."""
+    rows: dict[str, Row] = {}
+    for row in sorted({Row.of_item(item, entity_id) for item in items}, key=_least_far):
+        rows.setdefault(row.statement_id, row)
+    return list(rows.values())
+
+
+def _least_far(row: Row) -> tuple[str, int, str, str]:
+    return (row.statement_id, _RANK.get(row.progress, 0), row.progress, row.reason)
+
+
+def _replaced(expectation: Expectation, rows: Iterable[WebhookPayload]) -> dict[str, WebhookPayload]:
+    """Return the newest row that names a statement but no entity, by statement: the statement may not be over."""
+    nameless = (row for row in rows if row.link_id == expectation.link_id and row.statement_id and not row.entity_id)
+    return {row.statement_id: row for row in newest_of_each_statement(nameless)}
+
+
+def _is_over(row: WebhookPayload, replaced: Mapping[str, WebhookPayload]) -> bool:
+    newer = replaced.get(row.statement_id)
+    if newer is not None and _newness(newer) > _newness(row) and _takes_back(progress_of(newer), progress_of(row)):
+        return False
+    return _is(row, "completed", "failed")
+
+
+def _takes_back(said: str, progress: str) -> bool:
+    """Return whether what a newer row without an entity says of a statement forbids to count it as it is."""
+    return said not in _RANK or (said == "failed" and progress == "completed")
+
+
+def _completed_if_passed(
+    expectation: Expectation, entity: list[WebhookPayload], replaced: Mapping[str, WebhookPayload]
+) -> list[WebhookPayload]:
+    completed = [row for row in entity if _is(row, "completed") and row.entity_id]
+    is_enough = len(completed) >= expectation.needed and all(_is_over(row, replaced) for row in entity)
+    return completed if is_enough else []
+
+
+def _failed_or_soon(
+    expectation: Expectation, shown: list[WebhookPayload], seen: Iterable[WebhookPayload], now: datetime
+) -> Verdict:
+    """Return the verdict of a history whose newest row is a failure."""
+    reasons = ", ".join(sorted({repr(row.reason) for row in seen if _is(row, "failed")}))
+    grace = expectation.failure_grace
+    if now - shown[0].date_time >= grace:
+        return Verdict("failed", _as_rows(shown), f"the newest row is a failure; reasons: {reasons}")
+    soon = f"the newest row is a failure, which counts when it is {grace} old; reasons: {reasons}"
+    return Verdict("pending", _as_rows(shown), soon)
+
+
+def _so_far(expectation: Expectation, done: int, in_progress: int, word: str = "completed") -> str:
+    text = f"{done} of {_count(expectation.needed)} {word}"
+    return text + (f", {in_progress} in progress" if in_progress else "")
 
 
 def _refuse_future(rows: Iterable[WebhookPayload], now: datetime) -> None:
@@ -337,18 +274,13 @@ def _refuse_future(rows: Iterable[WebhookPayload], now: datetime) -> None:
         )
 
 
-def _progress(row: WebhookPayload) -> str:
-    """Return the progress of a row; without a statement it is a failed attempt."""
-    return row.progress.lower() if row.statement_id else "failed"
-
-
 def _is(row: WebhookPayload, *states: str) -> bool:
-    return _progress(row) in states
+    return progress_of(row) in states
 
 
 def _newness(row: WebhookPayload) -> tuple[datetime, int, str, str, str, str]:
     """Return a sort key: by time, and for equal times independent of the order of arrival."""
-    progress = _progress(row)
+    progress = progress_of(row)
     return (row.date_time, _RANK.get(progress, 0), row.entity_id, row.statement_id, progress, row.reason)
 
 

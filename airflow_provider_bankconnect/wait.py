@@ -6,13 +6,16 @@ Pure: no I/O, no clock, no Airflow. A driver (a sensor on a worker, a trigger in
 - **A poke** happens every ``poke_interval`` seconds, and never less than one second after the answer to the last one.
 - **A 429 or another error** does not end a wait. The next poke comes after the longest of ``poke_interval``, the
   ``Retry-After`` that BankConnect sent, and a random back-off of up to 1, 2, 4 ... 60 seconds. Only wrong keys, a wrong
-  ``timezone`` and, at the first poke, a certificate that does not verify are final.
+  ``timezone``, a link with too many entities and, at the first poke, a certificate that does not verify or a host that
+  does not resolve are final.
 - **A webhook event** brings the next poke forward: to now, but never within a second of the last answer or within a
   ``Retry-After``. While the verdict is pending, three more pokes follow soon. An event decides nothing.
 - **At the deadline** the wait pokes one last time; if that does not end it, it times out. If BankConnect asked for a
   pause of at most ten minutes that is not over, the last poke is skipped. A longer pause does not skip it.
 - **A 404** means "nothing there yet". After five minutes of 404, and at the deadline, a test call finds out whether the
   path in the connection's host is wrong.
+- **Small answers**: a gate on ``transactions`` reads ``identity`` while that says "not yet". The last poke, one after
+  three errors in a row, and all pokes after an answer that cannot be trusted, read ``transactions`` instead.
 """
 
 from __future__ import annotations
@@ -24,13 +27,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.explain import clock, in_short, not_yet
-from airflow_provider_bankconnect.gate import OnFailed, Row, Verdict, check_on_failed
+from airflow_provider_bankconnect.expectation import check_on_failed
+from airflow_provider_bankconnect.gate import OnFailed, Row, Verdict
+from airflow_provider_bankconnect.words import clock, in_short, not_yet
 
 if TYPE_CHECKING:
     from typing import Required
 
-    from airflow_provider_bankconnect.gate import Gate
+    from airflow_provider_bankconnect.records import Gate
 
 # Seconds between an answer and the next poke, at least.
 MIN_INTERVAL: Final = 1.0
@@ -109,6 +113,7 @@ class WaitArguments(TypedDict, total=False):
     paused_until: datetime | str  # when that pause is over
     pokes: int  # how often the worker has poked
     seen: str  # the result of that, in words without customer data
+    in_full: bool  # whether the small answers are not used any more
     logged: int | None  # 16-bit checksum of the last "Not yet" line, so that it is not logged again
 
 
@@ -135,6 +140,7 @@ class Wait:
         self.pokes = arguments.get("pokes", 0)
         self.seen = arguments.get("seen", "no answer yet")
         self._is_new = is_new
+        self._is_in_full = arguments.get("in_full", False)
         self._next_poke = _moment(arguments.get("next_poke") or now)
         self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or _LONG_AGO))
         self._shared_pause = Pause(0.0, _LONG_AGO)
@@ -146,7 +152,7 @@ class Wait:
         self._errors, self._last_error = 0, ""
         self._not_found_since: datetime | None = None
         self._is_tested = self._is_path_wrong = False
-        self._is_in_flight = self._is_last_poke_made = False
+        self._is_in_flight = self._is_last_poke_made = self._is_small = False
         self._end: End | None = None
         # The hash of the last verdict: its rows may be thousands, and the waits too.
         self._verdict: int | None = None
@@ -169,8 +175,15 @@ class Wait:
             "pokes": self.pokes,
             # Not the words of the verdict: Airflow keeps this in its database, and they may be customer data.
             "seen": self._last_error or (self.seen if self._verdict is None else "pending at the first poke"),
+            "in_full": self._is_in_full,
             "logged": self._logged,
         }
+
+    @property
+    def question(self) -> Gate:
+        """What the next poke asks for: the gate, in full if its small answers are not to be used."""
+        is_in_full = self._is_in_full or self._is_last_poke_made or self._errors >= SHARED_STREAK
+        return self.gate.in_full() if is_in_full else self.gate
 
     def resume(self, now: datetime, dice: float) -> None:
         """Continue a deferred wait in a triggerer: spread a poke that is long overdue, and settle before events."""
@@ -214,9 +227,23 @@ class Wait:
         self._is_early = False
         self._is_in_flight = True
         self._is_last_poke_made = now >= self.deadline
+        question = self.question
+        self._is_small = question.in_full() is not question
+
+    def answered(self, rows: Any, now: datetime, dice: float) -> None:  # noqa: ANN401 - each gate has its own
+        """Judge an answer to a poke, or an answer that another wait got, and take note of the verdict.
+
+        :raises BankConnectTimezoneError: a row is in the future.
+        """
+        verdict = self.gate.judge(rows, now)
+        self.judged(verdict, now, dice)
+        distrust = getattr(rows, "distrust", "")
+        if distrust and not self._is_in_full and self._end is None:
+            self._is_in_full = True
+            self._log("info", f"Each further check reads transactions/ instead of the smaller identity/: {distrust}")
 
     def judged(self, verdict: Verdict, now: datetime, dice: float) -> None:
-        """Take note of a verdict: of an answer to a poke, or of an answer that another wait got."""
+        """Take note of a verdict."""
         self._not_found_since, self._is_tested, self._is_path_wrong = None, False, False
         self._see(verdict, now, dice)
 
@@ -282,8 +309,9 @@ class Wait:
         self._logged = checksum
 
     def _schedule(self, now: datetime, dice: float, *, backoff: float | None = None) -> None:
-        """Set the time of the next poke. A poke that ends after the deadline was the last one."""
-        self._is_last_poke_made = self._is_last_poke_made or (self._is_in_flight and now >= self.deadline)
+        """Set the time of the next poke. A poke that ends after the deadline was the last one, if it was in full."""
+        is_late = self._is_in_flight and now >= self.deadline and not self._is_small
+        self._is_last_poke_made = self._is_last_poke_made or is_late
         self._rested = now + timedelta(seconds=MIN_INTERVAL)
         self._is_early = False
         interval = self._interval(dice)
@@ -323,9 +351,9 @@ class Wait:
     def _is_final(self, error: Exception) -> bool:
         """Return whether retrying cannot help."""
         is_first = self._is_new and self.pokes <= 1
-        return isinstance(error, api.BankConnectAuthError | api.BankConnectTimezoneError) or (
-            is_first and isinstance(error, api.BankConnectCertificateError)
-        )
+        always = api.BankConnectAuthError | api.BankConnectTimezoneError | api.BankConnectLimitError
+        at_first = api.BankConnectCertificateError | api.BankConnectHostError
+        return isinstance(error, always) or (is_first and isinstance(error, at_first))
 
     def _next_check(self, now: datetime) -> str:
         is_due = self._next_poke <= self.deadline - timedelta(seconds=MIN_INTERVAL)

@@ -9,9 +9,9 @@ the same sandbox. Each measurement is a new process that runs many deferred hist
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
-import signal
 import statistics
 import sys
 import time
@@ -26,7 +26,7 @@ from talk import Helper
 from waits import LIMIT, connection, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
 # Rows in the history of each link: each poll has something to read.
 ROWS: Final = 3
@@ -66,10 +66,7 @@ class Comparison:
     def measure(self, checkout: Path, kind: str = "ours") -> Reading:
         """Run the waits of a checkout in a new process; ``nothing`` runs waits that do nothing, without polls."""
         size = self.size
-        env = self._start_vendor() | {"PYTHONPATH": os.pathsep.join((str(checkout), str(HERE)))}
-        with Helper([sys.executable, "-W", "ignore", str(HERE / "isolated_waits.py")], env=env, log=LOG) as waits:
-            if not Path(waits.ask("package")).is_relative_to(checkout):
-                raise BenchError(f"{sys.executable} does not import the package from {checkout}")
+        with waits_of(checkout, sys.executable, self._start_vendor()) as waits:
             # The first wait loads what all share.
             waits.ask("open", kind=kind, first=0, waits=1, interval=size.interval)
             self._wait_for_polls(kind, 1)
@@ -109,32 +106,43 @@ class Comparison:
 
 def main() -> int:
     """Measure, and print the table; return 0 when it could be measured, whatever the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parse_options(__doc__)
+    size = QUICK if options.quick else Size()
+    return machine.report(lambda: compare(size, options.base.resolve(), options.new.resolve()))
+
+
+def parse_options(description: str | None) -> argparse.Namespace:
+    """Read the command line of a comparison of two builds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="the checkout to compare with")
     parser.add_argument("--new", type=Path, default=ROOT, metavar="DIR", help="the checkout to compare; this one")
     parser.add_argument(
         "--quick", action="store_true", help="small numbers: shows that it works, the figures mean little"
     )
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    HOME.mkdir(parents=True, exist_ok=True)
-    LOG.write_text("", encoding="utf-8")
-    try:
-        print(f"\n{compare(QUICK if options.quick else Size(), options.base.resolve(), options.new.resolve())}")
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing is left running.")
-        return 130
-    except (BenchError, RuntimeError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def waits_of(checkout: Path, python: Path | str, env: Mapping[str, str]) -> Iterator[Helper]:
+    """Run a process for waits of a checkout."""
+    paths = {"PYTHONPATH": os.pathsep.join((str(checkout), str(HERE)))}
+    command = [str(python), "-W", "ignore", str(HERE / "isolated_waits.py")]
+    with Helper(command, env={**env, **paths}, log=LOG) as waits:
+        if not Path(waits.ask("package")).is_relative_to(checkout):
+            raise BenchError(f"{python} does not import the package from {checkout}")
+        yield waits
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of this process without settings of Airflow."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
 
 
 def compare(size: Size, base: Path, new: Path) -> str:
     """Measure both checkouts in turns, and return the table."""
     home = HOME / "compare"
     shutil.rmtree(home, ignore_errors=True)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    env = environment()
     readings: dict[str, list[Reading]] = {"base": [], "new": []}
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, home, ignore_errors=True)

@@ -117,6 +117,22 @@ def open_files() -> int:
     return hard
 
 
+def report(measure: Callable[[], str]) -> int:
+    """Measure, and print the table; return 0 when it could be measured, whatever the figures."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    HOME.mkdir(parents=True, exist_ok=True)
+    LOG.write_text("", encoding="utf-8")
+    try:
+        print(f"\n{measure()}")
+    except KeyboardInterrupt:
+        print("\nStopped. Nothing is left running.")
+        return 130
+    except (BenchError, RuntimeError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def describe() -> str:
     """Return the size of this machine, in words."""
     memory_size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

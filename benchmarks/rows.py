@@ -25,7 +25,8 @@ from sqlalchemy import delete, func, insert, select, text
 from talk import serve
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate
+from airflow_provider_bankconnect.gate import Expectation
+from airflow_provider_bankconnect.records import HistoryGate
 
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger

@@ -6,10 +6,15 @@ import time
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from starlette.responses import Response
 from talk import serve
 
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 
 class Vendor:
@@ -17,6 +22,8 @@ class Vendor:
 
     def __init__(self) -> None:
         self.box = Sandbox()
+        self._bytes = 0
+        self._entities: list[str] = []
 
     def start(self, *, remember: bool = False) -> dict[str, object]:
         """Start a new sandbox; return its connection. ``remember`` keeps the log of requests, which takes memory."""
@@ -54,6 +61,36 @@ class Vendor:
         self.box.play(Statement(link_id=name, entity_id=name, after=0))
         return time.time()
 
+    def count_bytes(self) -> None:
+        """Count the bytes of the bodies of all answers from now on: the sandbox counts requests only."""
+        respond = Response.__call__
+
+        async def counted(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+            self._bytes += len(response.body)
+            await respond(response, scope, receive, send)
+
+        Response.__call__ = counted  # type: ignore[method-assign]
+
+    def traffic(self) -> dict[str, int]:
+        """Return the bytes counted so far, and the number of requests of each call."""
+        return {"bytes": self._bytes, **self.box.counts}
+
+    def entity(self, name: str, transactions: int) -> None:
+        """Add an entity with a completed statement of so many transactions, and another that is processing."""
+        self._entities.append(name)
+        done = Statement(entity_id=name, statement_id=f"{name}-1", mode="pdf", after=-3600, transactions=transactions)
+        self.box.play(done)
+        self.box.play(Statement(entity_id=name, statement_id=f"{name}-2", mode="pdf", after=1e6))
+        # The sandbox invents the transactions at the first request, and keeps them.
+        self.box.transaction_count(name)
+
+    def complete(self) -> float:
+        """Complete the statements that are processing; return the time of day."""
+        for name in self._entities:
+            self.box.play(Statement(entity_id=name, statement_id=f"{name}-2", mode="pdf", after=0))
+        self._entities.clear()
+        return time.time()
+
     def history(self, link: str, rows: int) -> None:
         """Add many rows to the payload history of a link."""
         for number in range(rows):
@@ -88,6 +125,10 @@ def main() -> None:
             delay=vendor.delay,
             counts=vendor.counts,
             play=vendor.play,
+            count_bytes=vendor.count_bytes,
+            traffic=vendor.traffic,
+            entity=vendor.entity,
+            complete=vendor.complete,
             history=vendor.history,
             gaps=vendor.gaps,
         )

@@ -68,6 +68,12 @@ def connection(vendor: dict[str, Any], limit: int) -> str:
     return json.dumps(ours | {"extra": vendor["extra"] | {"max_concurrency": limit}})
 
 
+def http_connection(vendor: dict[str, Any]) -> str:
+    """Return the connection of the http provider to a sandbox."""
+    keys = {"x-api-key": vendor["extra"]["api_key"], "server-hash": vendor["password"]}
+    return json.dumps({"conn_type": "http", "host": vendor["host"], "extra": keys})
+
+
 @dataclass
 class Reading:
     """The results of one case."""
@@ -125,10 +131,9 @@ class Bench:
     def connect(self, *, limit: int, remember: bool = False) -> None:
         """Start a new sandbox, and set both kinds of connection to it."""
         vendor = self.vendor.ask("start", remember=remember)
-        keys = {"x-api-key": vendor["extra"]["api_key"], "server-hash": vendor["password"]}
         self.env |= {
             "AIRFLOW_CONN_BANKCONNECT_DEFAULT": connection(vendor, limit),
-            "AIRFLOW_CONN_HTTP_VENDOR": json.dumps({"conn_type": "http", "host": vendor["host"], "extra": keys}),
+            "AIRFLOW_CONN_HTTP_VENDOR": http_connection(vendor),
             # Connections of the http provider have no CA bundle.
             "SSL_CERT_FILE": vendor["ca_file"],
             "BENCH_VENDOR": json.dumps(vendor | {"limit": limit}),

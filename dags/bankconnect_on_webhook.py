@@ -1,8 +1,8 @@
 """Runs when a webhook arrives: the webhook starts the run, BankConnect's own records decide whether its gate passes.
 
 Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`; run `bankconnect_register_webhook` without a
-`webhook_url` first. Three statements of one customer start up to three runs. Of the runs that see the same statements,
-one does the work.
+`webhook_url` first. The customer may have a link or not. Three statements of one customer start up to three runs. Of
+the runs of a link that see the same statements, one does the work. Without a link, each run does the work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from airflow.sdk import DAG, PartitionedAssetTimetable, task
 
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import webhook_asset
-from airflow_provider_bankconnect.sensors.bankconnect import BankConnectWebhookPayloadSensor
+from airflow_provider_bankconnect.sensors.bankconnect import BankConnectStatementSensor
 
 CONN_ID = "bankconnect_default"
 
@@ -30,11 +30,10 @@ with DAG(
     default_args={"retries": 2, "retry_delay": timedelta(minutes=2)},
     tags=["bankconnect"],
 ):
-    # Take the link from the event: the partition key may be a hash.
-    wait_for_statement = BankConnectWebhookPayloadSensor(
+    # Without link_id and entity_id it waits for the customer of the webhook event that started the run.
+    wait_for_statement = BankConnectStatementSensor(
         task_id="wait_for_statement",
         bankconnect_conn_id=CONN_ID,
-        link_id="{{ (triggering_asset_events.values() | first | last).extra['link_id'] }}",
         on_failed="skip",
         poke_interval=600,
         timeout=timedelta(hours=24),
@@ -45,7 +44,8 @@ with DAG(
     def is_mine(rows: list[dict[str, Any]], triggering_asset_events: Any = None) -> bool:  # noqa: ANN401 - Airflow's
         """Return whether the newest statement started this run. Each completed statement starts one run only."""
         started_by = {event.extra["statement_id"] for events in triggering_asset_events.values() for event in events}
-        return rows[0]["statement_id"] in started_by
+        # Without a link there are no times, and no statement is the newest. A run by hand has no events.
+        return not started_by or rows[0]["date_time"] is None or rows[0]["statement_id"] in started_by
 
     @task
     def count_transactions(rows: list[dict[str, Any]]) -> dict[str, int]:

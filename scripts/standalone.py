@@ -146,6 +146,11 @@ class Standalone:
             yield pace
             self.customer("uploads a PDF", {"after": 0.2, "mode": "pdf"})
             yield pace
+            self.customer("uploads a PDF without a link", {"after": 0.2, "mode": "pdf", "link_id": None})
+            yield pace
+            nobody = {"after": 0.2, "statement_id": "", "entity_id": "", "progress": "failed"}
+            self.customer("fails to log in, and BankConnect names no entity; then it works", nobody, {"after": 0.7})
+            yield pace
             self.customer("adds three accounts, one after another", {"after": 0.2}, {"after": 3.2}, {"after": 6.2})
             yield pace
             self.customer(
@@ -170,7 +175,8 @@ class Standalone:
         """Simulate one customer; times are multiples of ``every``."""
         self.customers += 1
         name = f"{self.customers:03}"
-        say("Customer", f"{name} {does}: loan-{name}")
+        has_link = all(given.get("link_id", "") is not None for given in statements)
+        say("Customer", f"{name} {does}: {'loan' if has_link else 'customer'}-{name}")
         # Catch-up asks for these links. A real DAG knows which links it has sent to customers.
         links = [f"loan-{number:03}" for number in range(1, self.customers + 1)][-100:]
         self.ask("PATCH", f"variables/{EXPECTED}", json={"key": EXPECTED, "value": json.dumps(links)})

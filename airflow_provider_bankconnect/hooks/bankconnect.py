@@ -19,6 +19,7 @@ from airflow_provider_bankconnect.hooks import form
 from airflow_provider_bankconnect.hooks.transport import AsyncSession, Session, ssl_context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
     import requests
@@ -126,12 +127,29 @@ class BankConnectHook(BaseHook):
         """Get the ids of all entities of a link, from all pages."""
         return self.run(api.get_entities(link_id))
 
+    def get_analysis(
+        self, entity_id: str | int, analysis: api.Analysis, account_id: str | int | None = None
+    ) -> dict[str, Any]:
+        """Get BankConnect's whole answer to an analysis. Source: the vendor's REST API pages.
+
+        The answer is a dict with ``entity_id``, ``progress`` and what the analysis has, such as ``transactions``, or
+        ``reports`` for ``xlsx_report``. Of equal keys in a JSON object, as in ``top_credits_debits``, the last one
+        counts.
+
+        :param analysis: one of :data:`~airflow_provider_bankconnect.api.ANALYSES`.
+        :param account_id: only the data of this account; for ``transactions``, ``salary``, ``recurring_transactions``,
+            ``lender_transactions`` and ``get_expense_categories``.
+        :raises BankConnectNotReadyError: the answer's ``progress`` is empty or has a statement in progress, or the list
+            of ``xlsx_report``, ``predictors`` or ``score`` is still empty.
+        """
+        return self.run(api.get_analysis(entity_id, analysis, account_id))
+
     def get_transactions(self, entity_id: str | int, account_id: str | int | None = None) -> dict[str, Any]:
         """Get BankConnect's whole answer: ``entity_id``, ``progress``, ``accounts``, ``fraud``, ``transactions``.
 
-        :raises BankConnectNotReadyError: the answer's ``progress`` is empty or has a statement in progress.
+        :raises BankConnectNotReadyError: as in :meth:`get_analysis`.
         """
-        return self.run(api.get_transactions(entity_id, account_id))
+        return self.get_analysis(entity_id, "transactions", account_id)
 
     def test_connection(self) -> tuple[bool, str]:
         """Get the payloads of a random link: that needs both keys and reads no customer's data."""
@@ -161,7 +179,12 @@ class BankConnectHook(BaseHook):
         )
         step = api.advance(call)
         while isinstance(step, api.Request):
-            step = api.advance(call, retrying(self._send, step))
+            try:
+                answer = retrying(self._send, step)
+            except api.BankConnectError as error:
+                step = api.advance(call, error)
+            else:
+                step = api.advance(call, answer)
         return step.value
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
@@ -264,15 +287,32 @@ class BankConnectAsyncHook:
         """Get the ids of all entities of a link, from all pages."""
         return await self.run(api.get_entities(link_id))
 
+    async def get_analysis(
+        self, entity_id: str | int, analysis: api.Analysis, account_id: str | int | None = None
+    ) -> dict[str, Any]:
+        """Get BankConnect's whole answer to an analysis, as :meth:`BankConnectHook.get_analysis` does."""
+        return await self.run(api.get_analysis(entity_id, analysis, account_id))
+
     async def get_transactions(self, entity_id: str | int, account_id: str | int | None = None) -> dict[str, Any]:
         """Get BankConnect's whole answer, as :meth:`BankConnectHook.get_transactions` does."""
-        return await self.run(api.get_transactions(entity_id, account_id))
+        return await self.get_analysis(entity_id, "transactions", account_id)
 
-    async def run(self, call: api.Call[T]) -> T:
-        """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result."""
+    async def run(self, call: api.Call[T], *, before_next: Callable[[], None] | None = None) -> T:
+        """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result.
+
+        :param before_next: called before each request but the first; what it raises ends the call.
+        """
         step = api.advance(call)
+        is_first = True
         while isinstance(step, api.Request):
-            answer = await self._send(step)
+            if before_next is not None and not is_first:
+                before_next()
+            is_first = False
+            try:
+                answer = await self._send(step)
+            except api.BankConnectError as error:
+                step = api.advance(call, error)
+                continue
             is_large = len(answer.body) >= _OFF_LOOP_BYTES
             step = await asyncio.to_thread(api.advance, call, answer) if is_large else api.advance(call, answer)
         return step.value

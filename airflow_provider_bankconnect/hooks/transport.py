@@ -9,6 +9,7 @@ import errno
 import functools
 import logging
 import math
+import socket
 import ssl
 import time
 from contextvars import ContextVar
@@ -82,7 +83,7 @@ class Session(requests.Session):
         # urllib3 does not wrap all of its errors: a negative chunk length is a ValueError.
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             if answer is None or answer.status == HTTPStatus.OK:
-                raise _connection_error(request, error) from None
+                raise _connection_error(request, error, self._settings) from None
         finally:
             _deadline.reset(token)
         return answer
@@ -181,7 +182,7 @@ class AsyncSession:
             if not isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
                 raise
             if answer is None or answer.status == HTTPStatus.OK:
-                raise _connection_error(request, error) from None
+                raise _connection_error(request, error, self._settings) from None
         return answer
 
 
@@ -236,7 +237,9 @@ def _refuse_large(request: api.Request, answer: api.Answer, size: int) -> None:
         )
 
 
-def _connection_error(request: api.Request, error: Exception) -> api.BankConnectConnectionError:
+def _connection_error(
+    request: api.Request, error: Exception, settings: api.ConnectionSettings
+) -> api.BankConnectConnectionError:
     """Make our error of a library's, whose message may quote what was sent or received."""
     causes = _causes(error)
     refused = [cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)]
@@ -245,6 +248,12 @@ def _connection_error(request: api.Request, error: Exception) -> api.BankConnect
         return api.BankConnectCertificateError(
             f"{request.call}: the server's certificate does not verify: {max(messages, key=len)}. "
             "Check the connection's host, and its extra 'verify' for a private authority"
+        )
+    if unresolved := next((cause for cause in causes if isinstance(cause, socket.gaierror)), None):
+        host = URL(settings.base_url).host
+        return api.BankConnectHostError(
+            f"{request.call}: the host {host!r} does not resolve: {unresolved.strerror}. "
+            "Check the connection's host, the DNS of this machine, and a proxy of the environment"
         )
     if any(isinstance(cause, TimeoutError | requests.Timeout) for cause in causes):
         return api.BankConnectConnectionError(f"{request.call}: no answer in time (the connection's timeout)")

@@ -173,7 +173,8 @@ class BankConnectCatchUpOperator(BaseOperator):
         except api.BankConnectNotFoundError:
             return []
         considered = [row for row in payloads if why_not_considered(expectation, row) is None]
-        done = [row for row in newest_of_each_statement(considered) if row.progress.lower() == "completed"]
+        current = newest_of_each_statement(considered)
+        done = [row for row in current if row.progress.lower() == "completed" and row.entity_id]
         return [Row.of_payload(row).as_dict() for row in sorted(done, key=lambda row: row.date_time)]
 
 

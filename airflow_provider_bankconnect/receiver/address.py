@@ -27,6 +27,7 @@ ASSET_PREFIX: Final = "bankconnect://webhook/"
 # Airflow's limit for a partition key.
 MAX_KEY_LENGTH: Final = 250
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{16,}")
+_HASHED: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _NEW_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105 - a command, no secret
 
 
@@ -127,6 +128,13 @@ def partition_key(link_id: str | None, entity_id: str | None) -> str:
     if len(key) <= MAX_KEY_LENGTH and key.isprintable():
         return key
     return f"{kind}:sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def customer_of_key(key: str) -> dict[str, str]:
+    """Return the customer of a partition key as ``link_id`` or ``entity_id``; empty for a hash, or for another key."""
+    kind, _, name = key.partition(":")
+    is_hash = _HASHED.fullmatch(name) is not None
+    return {f"{kind}_id": name} if kind in {"link", "entity"} and name.strip() and not is_hash else {}
 
 
 def internal_token(token: str) -> str:

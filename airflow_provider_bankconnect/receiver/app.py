@@ -76,6 +76,10 @@ async def _webhook(request: Request) -> Response:
         _log.info("Ignored a webhook of another product for %r", conn_id)
         return JSONResponse({"status": "ignored"})
     event = _parse(body)
+    if not event.names_customer:
+        Stats.incr("bankconnect.webhooks_ignored", tags={"reason": "no_customer"})
+        _log.warning("Ignored a webhook for %r that names neither a link nor an entity: %s", conn_id, event)
+        return JSONResponse({"status": "ignored"})
     (outcome,) = await _write(request, [event])
     if outcome is Outcome.NO_LISTENER:
         await _refuse_no_listener(conn_id)
@@ -95,7 +99,7 @@ async def _recent_events(request: Request) -> Response:
     now, found = await asyncio.to_thread(events.recent, since)
     feed = []
     for number, conn_id, event in found:
-        keys = {event.key, address.partition_key(None, event.entity_id)}
+        keys = {event.key, *([address.partition_key(None, event.entity_id)] if event.entity_id else [])}
         feed.append([number, *(address.customer_digest(token, conn_id, key) for key in keys)])
     return JSONResponse({"now": now.isoformat(), "events": feed})
 

@@ -49,7 +49,7 @@ def _refuse_nul(value: str) -> str:
 
 
 def _blank_for_none(value: object) -> object:
-    return "" if value is None else value
+    return "" if value is None or (isinstance(value, str) and not value.strip()) else value
 
 
 def _none_for_blank(value: object) -> object:
@@ -63,16 +63,22 @@ Id: TypeAlias = Annotated[str, StringConstraints(max_length=1000), AfterValidato
 class WebhookEvent(BaseModel):
     """The five fields of a webhook; all others are dropped. Source: "Receiving payload".
 
-    ``statement_id`` is ``""`` for an attempt that failed before any upload, ``link_id`` None for an upload without one.
+    ``statement_id`` is ``""`` for an attempt that failed before any upload, and ``entity_id`` is ``""`` where
+    BankConnect names no entity. ``link_id`` is None for an upload without a link.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
 
-    entity_id: Annotated[Id, StringConstraints(pattern=r"\S")]
+    entity_id: Annotated[Id, BeforeValidator(_blank_for_none)]
     statement_id: Annotated[Id, BeforeValidator(_blank_for_none)]
     link_id: Annotated[Id | None, BeforeValidator(_none_for_blank)]
     progress: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_refuse_nul)]
     reason: Annotated[str, BeforeValidator(_blank_for_none), AfterValidator(_refuse_nul)] = ""
+
+    @property
+    def names_customer(self) -> bool:
+        """Whether it names a link or an entity."""
+        return bool(self.link_id or self.entity_id)
 
     @property
     def key(self) -> str:
@@ -82,7 +88,7 @@ class WebhookEvent(BaseModel):
     @property
     def completion(self) -> Completion | None:
         """The completed statement, which is recorded once; None for any other event."""
-        if self.progress.lower() == "completed" and self.statement_id.strip():
+        if self.progress.lower() == "completed" and self.statement_id:
             return (self.link_id, self.entity_id, self.statement_id)
         return None
 

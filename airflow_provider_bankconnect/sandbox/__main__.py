@@ -46,6 +46,10 @@ examples
     python -m {package} --statement link=loan-1,after=10 \\
         --statement link=loan-2,after=30,mode=pdf,progress=failed,reason="Password protected"
 
+  A failed login of which no entity is named, in an account without transaction_status and predictors:
+    python -m {package} --statement link=loan-1,entity=,statement=,progress=failed \\
+        --transaction-status absent --not-enabled predictors
+
   The history answers 503 with Retry-After 5 three times, and one webhook in three is lost:
     python -m {package} --fault kind=status,call=webhook_payloads,status=503,retry_after=5,times=3 \\
         --fault kind=drop,probability=0.33 --seed 7
@@ -74,6 +78,7 @@ control calls: from this machine only, on the same port, without keys
   GET    /sandbox/requests     list the requests received (?call=webhook_payloads), without the keys
   GET    /sandbox/deliveries   list the webhooks sent, with their outcomes
   POST   /sandbox/inbox        a webhook endpoint that you can register; GET lists the webhooks it received
+  GET    /sandbox/files/...    fetch a report or PDF by its link: any host, without keys, for one hour
 
   curl --cacert CA_FILE https://localhost:8443/sandbox/faults -d '{{"kind": "reset", "times": 2}}'
 """
@@ -101,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timezone=options.timezone,
             history_omits_unsent=options.history_omits_unsent,
             unknown_link=options.unknown_link,
+            transaction_status=options.transaction_status,
+            not_enabled=options.not_enabled,
             host=options.host,
             port=options.port,
             on_event=_log,
@@ -165,6 +172,20 @@ def _parser() -> argparse.ArgumentParser:
         default="empty",
         help="answer to the history of an unknown link (default: %(default)s)",
     )
+    add(
+        "--transaction-status",
+        choices=("sent", "absent", "ahead"),
+        default="sent",
+        help="what identity tells about the transactions: their state, nothing, or too early that they are over "
+        "(default: %(default)s)",
+    )
+    add(
+        "--not-enabled",
+        action="append",
+        default=[],
+        metavar="CALL",
+        help="answer 403 to this call, such as predictors; repeatable",
+    )
     add("--api-key", metavar="KEY", help="the API Key that requests must carry (default: an invented one)")
     add("--server-hash", metavar="KEY", help="the Server Hash that requests must carry (default: an invented one)")
     add("--ca-file", type=Path, metavar="PATH", help="also write the certificate to trust here; it is kept at the end")
@@ -207,7 +228,8 @@ def _print_start(
 
 
 def _describe_statement(one: Statement) -> str:
-    who = f"link {one.link_id}" if one.link_id else f"entity {one.entity_id or '(new)'}"
+    entity = "(new)" if one.entity_id is None else one.entity_id or "(none)"
+    who = f"link {one.link_id}" if one.link_id else f"entity {entity}"
     what = "a login" if one.statement_id == "" else f"a statement ({one.mode})"
     return f"{one.after:6.1f}  {who}: {what} {one.progress}"
 

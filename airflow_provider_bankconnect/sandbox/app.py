@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
+from .answers import Bodies, State, answer
 from .clock import real_clock
-from .models import ANALYSES, ENDINGS, Fault, Record
+from .figures import Pairs
+from .files import PREFIX as FILES
+from .files import Files, Links
+from .models import ANALYSES, ENDINGS, Fault, Record, without_keys
 from .world import PAGE_SIZE, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "/bank-connect/v1"
 _HTML: Final = "<html><head><title>Sandbox</title></head><body><h1>Please come back later</h1></body></html>"
 _UNAUTHENTICATED: Final = {"detail": "Authentication credentials were not provided."}
+_NOT_ENABLED: Final = {"detail": "This call is not enabled for your account."}
 _NOT_FOUND: Final = {"detail": "Not found."}
 _NO_BODY: Final = {204, 304}
 
@@ -57,10 +62,10 @@ class Keys:
 
 @dataclass(frozen=True)
 class _Call:
-    """The call that a request's path names: its name, its entity and its method."""
+    """The call that a request's path names: its name, its entity (or a file's token) and its method."""
 
     name: str
-    entity_id: str = ""
+    subject: str = ""
     method: str = "GET"
 
 
@@ -72,9 +77,10 @@ class Vendor:
         world: World,
         faults: Faults,
         keys: Keys,
+        links: Links,
         *,
-        url: Callable[[], str],
         unknown_link: str,
+        not_enabled: Collection[str],
         log_size: int | None,
         log: Callable[[str], None],
     ) -> None:
@@ -84,14 +90,18 @@ class Vendor:
         self._world = world
         self._faults = faults
         self._keys = keys
-        self._url = url
+        self._links = links
+        self._bodies = Bodies()
+        self._files = Files(world, links, self._bodies)
         self._unknown_link = unknown_link
+        self._not_enabled = not_enabled
         self._log = log
         self._random = random.Random(f"{world.seed}/shuffles")
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
-        call = _parse_call(request.scope["raw_path"])
+        path = request.scope["raw_path"].decode("ascii", "replace")
+        call = _Call("file", path.removeprefix(FILES)) if path.startswith(FILES) else _parse_call(path)
         record = await self._record(request, call.name)
         faults = self._faults.for_request(call.name)
         record.faults = tuple(fault.kind for fault in faults)
@@ -110,7 +120,7 @@ class Vendor:
             method=request.method,
             path=f"{raw}?{text}" if text else raw,
             query=dict(parse_qsl(text, keep_blank_values=True)),
-            headers={key.decode("latin-1"): value.decode("latin-1") for key, value in request.scope["headers"]},
+            headers=_headers(request, name),
             body=await request.body(),
             at=time.monotonic(),
             connection=request.scope["state"]["wire"].number,
@@ -128,14 +138,29 @@ class Vendor:
         ending = next((fault for fault in faults if fault.kind in ENDINGS), None)
         if ending is not None and ending.kind != "half":
             return _fault_response(ending, wire)
-        status, value = self._answer(call, record, ago)
-        for fault in faults:
-            if fault.kind == "shuffle":
-                self._shuffle(value)
-            elif fault.kind == "extra":
-                value = _with_unknown_fields(value)
-        response = JSONResponse(value, status, headers={"date": formatdate(usegmt=True)})
+        headers = {"date": formatdate(usegmt=True)}
+        if call.name == "file":
+            response = self._files.respond(call.subject, headers)
+        else:
+            response = self._json(self._answer(call, record, ago), faults, headers)
         return response if ending is None else _Half(wire, response)
+
+    def _json(self, answered: Answer, faults: list[Fault], headers: dict[str, str]) -> Response:
+        status, value = answered
+        changes = [fault.kind for fault in faults if fault.kind in {"shuffle", "extra"}]
+        if isinstance(value, State):
+            state = value
+            # Each xlsx_report has new links.
+            if not changes and state.analysis != "xlsx_report":
+                body = self._bodies.get(state, lambda: _encode(answer(state)))
+                return Response(body, status, headers=headers, media_type="application/json")
+            value = answer(state, self._links.make)
+        for change in changes:
+            if change == "shuffle":
+                self._shuffle(value)
+            else:
+                value = _with_unknown_fields(value)
+        return Response(_encode(value), status, headers=headers, media_type="application/json")
 
     async def _stops_within(self, seconds: float) -> bool:
         try:
@@ -144,23 +169,36 @@ class Vendor:
             return False
 
     def _answer(self, call: _Call, record: Record, ago: float) -> Answer:
-        if record.path.startswith(f"{PREFIX}/") and not self._keys.fit(record.headers):
-            return 401, _UNAUTHENTICATED
-        if call.name == "unknown":
-            return 404, _NOT_FOUND
-        if record.method != call.method:
-            return 405, {"detail": f'Method "{record.method}" not allowed.'}
-        if call.entity_id:
+        refusal = self._refuse(call, record)
+        if refusal is not None:
+            return refusal
+        if call.subject:
             return self._about_entity(call, record.query, ago)
         if call.name == "update_webhook":
             return self._update_webhook(record)
         return self._entities(record.query) if call.name == "entities" else self._payloads(record.query, ago)
 
+    def _refuse(self, call: _Call, record: Record) -> Answer | None:
+        if record.path.startswith(f"{PREFIX}/") and not self._keys.fit(record.headers):
+            return 401, _UNAUTHENTICATED
+        if call.name in self._not_enabled:
+            return 403, _NOT_ENABLED
+        if call.name == "unknown":
+            return 404, _NOT_FOUND
+        if record.method != call.method:
+            return 405, {"detail": f'Method "{record.method}" not allowed.'}
+        return None
+
     def _about_entity(self, call: _Call, query: dict[str, str], ago: float) -> Answer:
+        entity_id = call.subject
+        found: object
         if call.name == "entity":
-            found = self._world.entity(call.entity_id)
+            found = self._world.entity(entity_id)
+        elif call.name == "get_pdfs":
+            files = self._world.pdfs(entity_id, lambda one: self._links.make("pdf", entity_id, one), ago)
+            found = None if files is None else {"statements": files}
         else:
-            found = self._world.analysis(call.entity_id, call.name, query.get("account_id"), ago)
+            found = self._world.state(entity_id, call.name, query.get("account_id"), ago)
         return (404, _NOT_FOUND) if found is None else (200, found)
 
     def _update_webhook(self, record: Record) -> Answer:
@@ -198,7 +236,7 @@ class Vendor:
         def other(number: int) -> str | None:
             wanted = {"page": number} | ({} if link_id is None else {"link_id": link_id})
             query_text = urlencode(wanted, quote_via=quote)
-            return f"{self._url()}/entity/?{query_text}" if 1 <= number <= pages else None
+            return f"{self._links.origin()}{PREFIX}/entity/?{query_text}" if 1 <= number <= pages else None
 
         return 200, {
             "count": len(found),
@@ -249,9 +287,9 @@ class _Half(Response):
         await self._wire.close()
 
 
-def _parse_call(raw_path: bytes) -> _Call:
+def _parse_call(raw_path: str) -> _Call:
     # The raw path is split before it is decoded, so that an encoded slash stays part of an id.
-    base, _, rest = raw_path.decode("ascii", "replace").partition(f"{PREFIX}/")
+    base, _, rest = raw_path.partition(f"{PREFIX}/")
     segments = [] if base else [unquote(part) for part in rest.split("/")]
     match segments:
         case ["entity", ""]:
@@ -262,9 +300,19 @@ def _parse_call(raw_path: bytes) -> _Call:
             return _Call("webhook_payloads")
         case ["entity", entity_id, ""] if entity_id:
             return _Call("entity", entity_id)
-        case ["entity", entity_id, analysis, ""] if entity_id and analysis in ANALYSES:
-            return _Call(analysis, entity_id)
+        case ["entity", entity_id, name, ""] if entity_id and name in {"get_pdfs", *ANALYSES}:
+            return _Call(name, entity_id)
     return _Call("unknown")
+
+
+def _headers(request: Request, name: str) -> dict[str, str]:
+    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in request.scope["headers"]}
+    # A file is fetched from another host than BankConnect's, which must not learn the keys.
+    return without_keys(headers) if name == "file" else headers
+
+
+def _encode(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _fault_response(fault: Fault, wire: Wire) -> Response:
@@ -295,7 +343,7 @@ def _text(status: int, body: str, content_type: str | None, headers: dict[str, s
 def _with_unknown_fields(value: object) -> object:
     if isinstance(value, list):
         return [_with_unknown_fields(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not isinstance(value, Pairs):
         return {"sandbox_extra": {"a": [1, None]}} | {key: _with_unknown_fields(item) for key, item in value.items()}
     return value
 

@@ -9,12 +9,14 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, get_args
 
 from .app import PREFIX, Keys, Vendor, make_app
 from .clock import Clock, SimulatedClock, real_clock
 from .controls import Controls
 from .faults import Faults
+from .files import Links
+from .models import CALLS, TransactionStatus
 from .webhooks import Sender
 from .wire import Certificate, WireServer, listen
 from .world import World
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from .models import Analysis, Delivery, Fault, Received, Record, Statement
+    from .models import Analysis, Call, Delivery, Fault, Received, Record, Statement
 
+_Text = TypeVar("_Text", bound=str)
 _ANYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
 
@@ -46,6 +49,10 @@ class Sandbox:
     :param history_omits_unsent: omit from the history the statements that sent no webhook, because of the mode or
         because no endpoint was registered. A statement that lies in the past when it is added counts as sent.
     :param unknown_link: the answer to the history of an unknown link, ``"empty"`` or ``"404"``.
+    :param transaction_status: what the items of ``identity`` tell about the transactions: ``"sent"``, their state;
+        ``"absent"``, nothing, as for an old account; ``"ahead"``, they say that the transactions are over as soon as
+        the statement itself has ended.
+    :param not_enabled: calls that answer 403, as those that are not enabled for the account.
     :param host: the address to listen on; ``localhost`` means both loopback addresses.
     :param port: 0 for a free one.
     :param keep_alive: seconds for which an idle connection is kept.
@@ -55,6 +62,10 @@ class Sandbox:
     :param clock: returns aware datetimes; with :class:`~.clock.SimulatedClock` a test moves the time.
     :param on_event: called with one line of text for each event, from any thread. The text never holds a key.
     """
+
+    _thread: threading.Thread | None = None
+    _failure: BaseException | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -67,6 +78,8 @@ class Sandbox:
         timezone: str = "UTC",
         history_omits_unsent: bool = False,
         unknown_link: Literal["empty", "404"] = "empty",
+        transaction_status: TransactionStatus = "sent",
+        not_enabled: Iterable[Call] = (),
         host: str = "localhost",
         port: int = 0,
         keep_alive: float = 600.0,
@@ -80,20 +93,22 @@ class Sandbox:
         self.server_hash = _key("server_hash", server_hash, f"{invented.getrandbits(256):064x}")
         self.seed = seed
         self.clock = clock
-        self.port = port
-        self._host = host
-        self._statements = list(statements)
-        self._first_faults = list(faults)
+        self.port, self._host = port, host
+        self._statements, self._first_faults = list(statements), list(faults)
         log = on_event or (lambda _: None)
-        self._world = World(clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, log=log)
+        status = _one_of("transaction_status", transaction_status, get_args(TransactionStatus))
+        self._world = World(
+            clock=clock, seed=seed, timezone=timezone, omits_unsent=history_omits_unsent, status=status, log=log
+        )
         self._faults = Faults(clock, seed)
         self._sender = Sender(self._world, self._faults, clock=clock, retries=webhook_retries, log=log)
         self._vendor = Vendor(
             self._world,
             self._faults,
             Keys(self.api_key, self.server_hash),
-            url=lambda: self.url,
+            Links(clock, lambda: self._origin),
             unknown_link=unknown_link,
+            not_enabled={_one_of("not_enabled", call, CALLS) for call in not_enabled},
             log_size=log_size,
             log=log,
         )
@@ -101,9 +116,6 @@ class Sandbox:
             self._vendor, self._faults, self._sender.deliveries, play=self.play, webhook=self.webhook, log=log
         )
         self._wires = WireServer(make_app(self._vendor, self._controls), keep_alive)
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
 
     def __enter__(self) -> Self:
@@ -227,7 +239,11 @@ class Sandbox:
     def progress(
         self, entity_id: str, items: Sequence[Mapping[str, object]], analysis: Analysis = "transactions"
     ) -> None:
-        """Set the ``progress`` array of an entity's analysis from now on, unchanged."""
+        """Set the ``progress`` array of an entity's analysis from now on, unchanged.
+
+        That of ``transactions`` also decides ``transaction_status`` in ``identity``, and a statement that only it names
+        is in the progress of ``identity`` too, unless that is set as well.
+        """
         self._world.progress(entity_id, [dict(item) for item in items], analysis)
 
     def webhook(self, body: Mapping[str, object]) -> None:
@@ -329,6 +345,12 @@ class Sandbox:
             await self._sender.run(self._wake, self._vendor.stopping, self._certificate.for_client())
         finally:
             await self._wires.stop()
+
+
+def _one_of(name: str, value: _Text, allowed: tuple[str, ...]) -> _Text:
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is unknown; allowed: {', '.join(allowed)}")
+    return value
 
 
 def _key(name: str, value: str | None, invented: str) -> str:

@@ -6,13 +6,13 @@ import ipaddress
 import json
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .models import Delivery, Fault, Received, Record, Statement
+from .models import Delivery, Fault, Received, Record, Statement, without_keys
 from .play import in_words, with_full_names
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from .app import Vendor
     from .faults import Faults
-
-_KEYS: Final = {"x-api-key", "server-hash"}
 
 
 class Controls:
@@ -128,6 +126,6 @@ def _local(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
 
 def _without_keys(record: Record) -> dict[str, Any]:
     shown = asdict(record)
-    shown["headers"] = {name: "***" if name in _KEYS else value for name, value in record.headers.items()}
+    shown["headers"] = without_keys(record.headers)
     shown["body"] = record.body.decode("utf-8", "replace")
     return shown

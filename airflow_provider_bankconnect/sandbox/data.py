@@ -7,11 +7,10 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+BANK = "sandbox_bank"
+REPEATED_MONTHLY = ("Salary", "Rent", "Loan")
 _MONTHS_BACK = 24
 _SPENDING = (
     ("upi", "UPI/EXAMPLE GROCERS", "Groceries", 12_000, 240_000),
@@ -44,27 +43,31 @@ def count_of(seed: int, shape: StatementShape) -> int:
     return random.Random(f"{seed}/count/{shape.statement_id}").randint(28, 60)
 
 
-def account_of(seed: int, entity_id: str, statements: Sequence[str], months: Sequence[str]) -> dict[str, Any]:
-    """Invent the one bank account of an entity."""
+@lru_cache(maxsize=1024)
+def account_of(seed: int, entity_id: str) -> dict[str, Any]:
+    """Invent the one bank account of an entity. The dict is shared: do not change it."""
     rng = random.Random(f"{seed}/account/{entity_id}")
     return {
         "account_id": new_id(rng),
         "account_number": f"0000{rng.randrange(10**8):08d}",
-        "bank": "sandbox_bank",
+        "bank": BANK,
         "ifsc": None,
         "micr": None,
         "account_category": "individual",
-        "months": sorted(set(months)),
-        "statements": list(statements),
+        "credit_limit": 0,
     }
 
 
-def identity_of(seed: int, entity_id: str, account: dict[str, Any]) -> dict[str, Any]:
-    """Invent the owner of an account."""
+@lru_cache(maxsize=1024)
+def identity_of(seed: int, entity_id: str) -> dict[str, Any]:
+    """Invent the owner of an entity's account. The dict is shared: do not change it."""
+    account = account_of(seed, entity_id)
     rng = random.Random(f"{seed}/identity/{entity_id}")
     return {
         "account_id": account["account_id"],
         "account_number": account["account_number"],
+        "account_category": account["account_category"],
+        "credit_limit": account["credit_limit"],
         "name": f"{rng.choice(_FIRST_NAMES)} SAMPLE",
         "address": f"{rng.randint(1, 99)} EXAMPLE ROAD, NOWHERE 000000",
     }
@@ -98,6 +101,7 @@ def transactions_of(
                     "transaction_channel": channel,
                     "transaction_note": note,
                     "category": category,
+                    "merchant_category": "",
                     "description": {"Salary": "salary", "Loan": "lender_transaction"}.get(category, ""),
                     "amount": amount / 100,
                     "balance": balance / 100,

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-ANALYSES: Final = ("transactions", "accounts", "identity", "salary", "recurring_transactions", "lender_transactions")
-
-Analysis = Literal["transactions", "accounts", "identity", "salary", "recurring_transactions", "lender_transactions"]
-FaultCall = Literal[
-    "*",
-    "update_webhook",
-    "webhook_payloads",
-    "entities",
-    "entity",
+Analysis = Literal[
     "transactions",
     "accounts",
     "identity",
     "salary",
     "recurring_transactions",
     "lender_transactions",
-    "webhook",
+    "get_expense_categories",
+    "top_credits_debits",
+    "monthly_analysis_updated",
+    "xlsx_report",
+    "predictors",
+    "score",
 ]
+Call = Literal["update_webhook", "webhook_payloads", "entities", "entity", "get_pdfs", Analysis]
+# "file" is the fetch of a report or a PDF by its link; "webhook" is what the sandbox itself sends.
+FaultCall = Literal["*", Call, "file", "webhook"]
+TransactionStatus = Literal["sent", "absent", "ahead"]
+ANALYSES: Final = get_args(Analysis)
+CALLS: Final = get_args(Call)
+
 FaultKind = Literal[
     "status",
     "delay",
@@ -44,6 +48,8 @@ FaultKind = Literal[
 WEBHOOK_KINDS: Final = ("drop", "duplicate", "late", "reorder", "replay", "forge")
 # These replace the answer, at most one of them; the others change it, and several may be applied to one answer.
 ENDINGS: Final = ("status", "reset", "garbage", "half", "redirect")
+
+_KEYS: Final = {"x-api-key", "server-hash"}
 
 
 def _number_or_text(value: object) -> object:
@@ -66,8 +72,9 @@ class Statement(_Input):
     link_id: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         default=None, description="the link that the SDK was given; left out: a statement without a link"
     )
-    entity_id: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="the customer; left out: the link's, or a new one"
+    entity_id: str | None = Field(
+        default=None,
+        description="the customer; left out: the link's, or a new one; '': a failed login of which no entity is named",
     )
     statement_id: str | None = Field(
         default=None, description="left out: a new one; '' with progress failed: a login that failed before any upload"
@@ -89,11 +96,18 @@ class Statement(_Input):
     transactions: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="how many it has; left out: a few dozen, from the seed"
     )
+    pdf_password: str | None = Field(
+        default=None, repr=False, description="for mode pdf: the password of its PDF, which get_pdfs answers in clear"
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Statement:
         if self.statement_id == "" and (self.progress, self.mode) != ("failed", "online"):
             raise ValueError("a blank statement_id is a failed login: it needs progress 'failed' and mode 'online'")
+        if self.entity_id == "" and self.statement_id != "":
+            raise ValueError("a blank entity_id is for a failed login only: it needs statement_id '' as well")
+        if self.pdf_password is not None and self.mode != "pdf":
+            raise ValueError("pdf_password is for a manual upload: it needs mode 'pdf'")
         if self.begins is not None and self.begins > self.after:
             raise ValueError(f"begins ({self.begins:g}) must not come later than after ({self.after:g})")
         return self
@@ -173,3 +187,8 @@ class Received:
 
     body: object
     at: float
+
+
+def without_keys(headers: dict[str, str]) -> dict[str, str]:
+    """Return the headers of a request with the values of the keys masked."""
+    return {name: "***" if name in _KEYS else value for name, value in headers.items()}

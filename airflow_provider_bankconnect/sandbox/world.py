@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import random
 import threading
 from bisect import insort
@@ -15,20 +16,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from .data import StatementShape, account_of, identity_of, new_id, transactions_of
+from .answers import State, answer
+from .data import BANK, StatementShape, account_of, new_id
+from .progress import Entity, Play, Row, progress_of
 
 if TYPE_CHECKING:
     from .clock import Clock
-    from .models import Statement
+    from .models import Statement, TransactionStatus
 
 DATE_TIME: Final = "%Y-%m-%d %H:%M:%S"
 PAGE_SIZE: Final = 10
+# BankConnect deletes a statement's file this long after its upload.
+PDF_KEPT: Final = timedelta(days=30)
 
 Listener = Callable[[str], None]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, order=True)
@@ -39,29 +43,6 @@ class _Kept:
     number: int
     visible: datetime = field(compare=False)
     row: Row = field(compare=False)
-
-
-@dataclass(frozen=True)
-class _Play:
-    """A statement on the timeline, with its ids and its times."""
-
-    statement: Statement
-    entity_id: str
-    statement_id: str
-    begins: datetime
-    ends: datetime
-
-    def ends_for(self, analysis: str) -> datetime:
-        later = sum(seconds for name, seconds in self.statement.later.items() if name == analysis)
-        return self.ends + timedelta(seconds=later)
-
-
-@dataclass
-class _Entity:
-    entity_id: str
-    link_id: str | None
-    plays: list[_Play] = field(default_factory=list)
-    fixed_progress: dict[str, list[tuple[datetime, list[Row]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +57,16 @@ class Hook:
 class World:
     """The records of the mock server. Safe to use from any thread."""
 
-    def __init__(self, *, clock: Clock, seed: int, timezone: str, omits_unsent: bool, log: Listener) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        seed: int,
+        timezone: str,
+        omits_unsent: bool,
+        log: Listener,
+        status: TransactionStatus = "sent",
+    ) -> None:
         self.zone = _zone(timezone)
         self.seed = seed
         self.webhook_url: str | None = None
@@ -85,13 +75,14 @@ class World:
         self.on_change: Callable[[], None] = lambda: None
         self._clock = clock
         self._omits_unsent = omits_unsent
+        self._status = status
         self._log = log
         self._lock = threading.RLock()
         self._ids = random.Random(f"{seed}/ids")
         self._numbers = itertools.count()
         self._agenda: list[tuple[datetime, int, Callable[[], None]]] = []
-        self._entities: dict[str, _Entity] = {}
-        self._links: dict[str, list[_Entity]] = {}
+        self._entities: dict[str, Entity] = {}
+        self._links: dict[str, list[Entity]] = {}
         self._history: dict[str, list[_Kept]] = {}
         self._anchor = clock()
 
@@ -102,16 +93,19 @@ class World:
         with self._lock:
             now = self._clock()
             full = self._with_ids(statement)
-            play = _Play(
+            play = Play(
                 full,
                 full.entity_id or "",
                 full.statement_id or "",
                 begins=now + timedelta(seconds=min(full.after, full.begins or 0.0)),
                 ends=now + timedelta(seconds=full.after),
             )
-            entity = self._entity(play.entity_id, full.link_id)
-            if play.statement_id:
-                entity.plays.append(play)
+            if play.entity_id:
+                entity = self._entity(play.entity_id, full.link_id)
+                if play.statement_id:
+                    entity.plays.append(play)
+            elif full.link_id is not None:
+                self._links.setdefault(full.link_id, [])
             if full.after < 0:
                 self._keep(play)
             else:
@@ -180,18 +174,60 @@ class World:
             return [one.row for one in reversed(kept) if one.visible <= moment]
 
     def knows_link(self, link_id: str) -> bool:
-        """Return whether the link has an entity or a row."""
+        """Return whether the link has an entity, a row or a login."""
         return link_id in self._links or link_id in self._history
 
-    def analysis(self, entity_id: str, analysis: str, account_id: str | None, ago: float = 0.0) -> Row | None:
-        """Return the whole answer of one analysis, or None for an unknown entity."""
+    def state(self, entity_id: str, analysis: str, account_id: str | None = None, ago: float = 0.0) -> State | None:
+        """Return what the answer of one analysis depends on, or None for an unknown entity."""
         with self._lock:
             self.advance()
             entity = self._entities.get(entity_id)
             if entity is None:
                 return None
-            items = self._progress_items(entity, analysis, self._clock() - timedelta(seconds=ago))
-        return self._answer(entity, analysis, items, account_id)
+            now = self._clock() - timedelta(seconds=ago)
+            items = progress_of(entity, analysis, now, self._status)
+            counts: dict[str, int | None] = {}
+            for play in entity.plays:
+                counts.setdefault(play.statement_id, play.statement.transactions)
+            ids = [str(item.get("statement_id")) for item in items]
+            ended = (play.ends_for(analysis) for play in entity.plays)
+            return State(
+                analysis=analysis,
+                entity_id=entity_id,
+                account_id=account_id,
+                progress=json.dumps(items),
+                shapes=tuple(StatementShape(one, counts.get(one)) for one in ids),
+                updated=max((end for end in ended if end <= now), default=self._anchor).astimezone(UTC),
+                seed=self.seed,
+                anchor=self._anchor,
+            )
+
+    def analysis(self, entity_id: str, analysis: str, account_id: str | None, ago: float = 0.0) -> Row | None:
+        """Return the whole answer of one analysis with blank links, or None for an unknown entity."""
+        state = self.state(entity_id, analysis, account_id, ago)
+        return None if state is None else answer(state)
+
+    def pdfs(self, entity_id: str, link: Callable[[str], str], ago: float = 0.0) -> list[Row] | None:
+        """Return the uploaded files of an entity, or None for an unknown entity. ``link`` makes a statement's link."""
+        with self._lock:
+            entity = self._entities.get(entity_id)
+            if entity is None:
+                return None
+            now = self._clock() - timedelta(seconds=ago)
+            uploaded: dict[str, Play] = {}
+            for play in entity.plays:
+                if play.begins <= now:
+                    uploaded.setdefault(play.statement_id, play)
+        return [
+            {
+                "statement_id": statement_id,
+                "account_id": account_of(self.seed, entity_id)["account_id"],
+                "bank_name": BANK,
+                "pdf_url": link(statement_id) if now < play.begins + PDF_KEPT else "",
+                "pdf_password": play.statement.pdf_password,
+            }
+            for statement_id, play in uploaded.items()
+        ]
 
     def entities(self, link_id: str | None) -> list[Row]:
         """Return all entities, or those of a link."""
@@ -223,8 +259,8 @@ class World:
             ids["reason"] = "Incorrect user ID or password" if login else "The statement could not be read"
         return statement.model_copy(update=ids)
 
-    def _entity(self, entity_id: str, link_id: str | None) -> _Entity:
-        entity = self._entities.setdefault(entity_id, _Entity(entity_id, link_id))
+    def _entity(self, entity_id: str, link_id: str | None) -> Entity:
+        entity = self._entities.setdefault(entity_id, Entity(entity_id, link_id))
         if link_id is not None:
             entity.link_id = entity.link_id or link_id
             of_link = self._links.setdefault(link_id, [])
@@ -232,12 +268,12 @@ class World:
                 of_link.append(entity)
         return entity
 
-    def _begin(self, play: _Play) -> None:
+    def _begin(self, play: Play) -> None:
         if play.ends > play.begins:
             self.hooks_due.append(Hook({**_body(play), "progress": "completed", "reason": ""}, forged=True))
         self.on_change()
 
-    def _end(self, play: _Play) -> None:
+    def _end(self, play: Play) -> None:
         statement = play.statement
         who = f"link {statement.link_id!r}" if statement.link_id else f"entity {play.entity_id!r}"
         what = f"statement {play.statement_id!r}" if play.statement_id else "login"
@@ -254,7 +290,7 @@ class World:
             self._keep(play)
         self.on_change()
 
-    def _keep(self, play: _Play) -> None:
+    def _keep(self, play: Play) -> None:
         row = {**_body(play), "date_time": self._written(play.ends)}
         self._file(play.statement.link_id, play.ends, play.ends, row)
 
@@ -266,53 +302,6 @@ class World:
     def _written(self, when: datetime) -> str:
         return when.astimezone(self.zone).strftime(DATE_TIME)
 
-    def _progress_items(self, entity: _Entity, analysis: str, now: datetime) -> list[Row]:
-        for since, items in reversed(entity.fixed_progress.get(analysis, [])):
-            if since <= now:
-                return items
-        newest: dict[str, tuple[datetime, _Play, bool]] = {}
-        for play in entity.plays:
-            ends = play.ends_for(analysis)
-            for moment, ended in ((play.begins, False), (ends, True)):
-                known = newest.get(play.statement_id)
-                if moment <= now and (known is None or known[0] <= moment):
-                    newest[play.statement_id] = (moment, play, ended)
-        return [_item(play, ended=ended) for _, play, ended in newest.values()]
-
-    def _answer(self, entity: _Entity, analysis: str, items: list[Row], account_id: str | None) -> Row:
-        answer: Row = {"entity_id": entity.entity_id, "progress": items, "accounts": []}
-        answer["fraud"] = {"fraudulent_statements": [], "fraud_type": []}
-        shapes, done = [], []
-        for item in items:
-            statement_id = str(item.get("statement_id"))
-            counts = (play.statement.transactions for play in entity.plays if play.statement_id == statement_id)
-            shapes.append(StatementShape(statement_id, next(counts, None)))
-            if item.get("status") == "completed":
-                done.append(statement_id)
-        account = account_of(self.seed, entity.entity_id, done, [])
-        has_account = bool(done) and account_id in {None, account["account_id"]}
-        months: dict[str, list[Row]] = {}
-        if has_account:
-            months = transactions_of(self.seed, entity.entity_id, account["account_id"], tuple(shapes), self._anchor)
-        rows = [row for statement_id in done for row in months.get(statement_id, [])]
-        if has_account:
-            answer["accounts"] = [{**account, "months": sorted({str(row["date"])[:7] for row in rows})}]
-        match analysis:
-            case "transactions":
-                answer["transactions"] = rows
-            case "identity":
-                answer["identity"] = [identity_of(self.seed, entity.entity_id, account)] if has_account else []
-            case "salary":
-                answer["transactions"] = [row for row in rows if row["category"] == "Salary"]
-            case "lender_transactions":
-                answer["transactions"] = [row for row in rows if row["category"] == "Loan"]
-            case "recurring_transactions":
-                answer["transactions"] = {
-                    "credit_transactions": [row for row in rows if row["category"] == "Salary"],
-                    "debit_transactions": [row for row in rows if row["category"] in {"Rent", "Loan"}],
-                }
-        return answer
-
 
 def _zone(name: str) -> ZoneInfo:
     try:
@@ -321,7 +310,7 @@ def _zone(name: str) -> ZoneInfo:
         raise ValueError(f"timezone: {name!r} is unknown; give an IANA name, such as Asia/Kolkata") from None
 
 
-def _body(play: _Play) -> Row:
+def _body(play: Play) -> Row:
     return {
         "entity_id": play.entity_id,
         "statement_id": play.statement_id,
@@ -331,16 +320,5 @@ def _body(play: _Play) -> Row:
     }
 
 
-def _item(play: _Play, *, ended: bool) -> Row:
-    statement = play.statement
-    processing = None if statement.processing_as == "null" else "processing"
-    return {
-        "status": statement.progress if ended else processing,
-        "statement_id": play.statement_id,
-        "source": statement.mode,
-        "message": (statement.reason or None) if ended else None,
-    }
-
-
-def _entity_row(entity: _Entity) -> Row:
+def _entity_row(entity: Entity) -> Row:
     return {"entity_id": entity.entity_id, "link_id": entity.link_id, "meta_data": {}}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.gate import HistoryGate, ProgressGate
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate
 from airflow_provider_bankconnect.triggers.poller import SHARED_SECONDS, Rows, result_of, shared_poller
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Required
 
     from airflow_provider_bankconnect.api import Analysis
-    from airflow_provider_bankconnect.gate import Gate
+    from airflow_provider_bankconnect.records import Gate
     from airflow_provider_bankconnect.triggers.poller import Asks, Poller
 
 # This many rows are judged in a thread, to keep the event loop free.
@@ -32,14 +32,15 @@ class WaitEvent(TypedDict, total=False):
     """The event of a trigger.
 
     ``status``: the gate has ``passed`` or ``failed`` (with ``rows``), the deadline was reached (``timeout``), or the
-    wait cannot continue (``error``, with the name of the ``error``). ``because`` says why, in words; ``started`` and
-    ``pokes`` describe the whole wait.
+    wait cannot continue (``error``, with the name of the ``error``). ``because`` says why, in words; ``gate`` says what
+    was waited for; ``started`` and ``pokes`` describe the whole wait.
     """
 
     status: Required[Literal["passed", "failed", "timeout", "error"]]
     because: Required[str]
     rows: list[dict[str, str | None]]
     error: str
+    gate: str
     started: str
     pokes: int
 
@@ -55,7 +56,8 @@ class _TestCall:
 
 def wait_event(end: End, wait: Wait) -> WaitEvent:
     """Return the event of a wait that has ended."""
-    event = WaitEvent(status=end.status, because=end.because, pokes=wait.pokes, started=wait.started.isoformat())
+    event = WaitEvent(status=end.status, because=end.because, gate=str(wait.gate))
+    event |= {"pokes": wait.pokes, "started": wait.started.isoformat()}
     if end.error is not None:
         event["error"] = type(end.error).__name__
     if end.rows:
@@ -115,7 +117,7 @@ class _BankConnectTrigger(BaseTrigger):
                     case TestCall():
                         wait.tested(await self._test_call(poller, action, now))
                     case Poke(at=at) if at > now:
-                        answer = await poller.next_answer(self.gate, (at - now).total_seconds())
+                        answer = await poller.next_answer(wait.question, (at - now).total_seconds())
                         if answer is not None:
                             await self._judge(answer, is_connected=True)
                     case Poke():
@@ -123,7 +125,7 @@ class _BankConnectTrigger(BaseTrigger):
 
     async def _poke(self, poller: Poller, poke: Poke, now: datetime) -> None:
         self.wait.begin(now)
-        answer = await self._ask(poller, self.gate, poke, now)
+        answer = await self._ask(poller, self.wait.question, poke, now)
         if answer is not None:
             await self._judge(answer, is_connected=poller.connected)
 
@@ -158,8 +160,7 @@ class _BankConnectTrigger(BaseTrigger):
             self.wait.failed(error, datetime.now(UTC), dice)
 
     def _judge_rows(self, rows: Rows, dice: float) -> None:
-        now = datetime.now(UTC)
-        self.wait.judged(self.gate.judge(rows, now), now, dice)
+        self.wait.answered(rows, datetime.now(UTC), dice)
 
 
 class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
@@ -215,5 +216,37 @@ class BankConnectProgressTrigger(_BankConnectTrigger):
     ) -> None:
         gate = ProgressGate.parse(
             entity_id=entity_id, analysis=analysis, statement_id=statement_id, expected_statements=expected_statements
+        )
+        super().__init__(gate, wait, bankconnect_conn_id)
+
+
+class BankConnectStatementTrigger(_BankConnectTrigger):
+    """Waits for the statements of a customer. The arguments of the gate are those of the sensor.
+
+    :param wait: the pace and the state of the wait, see :class:`~airflow_provider_bankconnect.wait.WaitArguments`.
+    :param bankconnect_conn_id: the connection with both keys.
+    """
+
+    gate: CustomerGate
+
+    def __init__(
+        self,
+        *,
+        link_id: str | int | None = None,
+        entity_id: str | int | None = None,
+        statement_id: str | int | Sequence[str | int] | None = None,
+        since: datetime | str | None = None,
+        expected_statements: int | str = 1,
+        failure_grace: timedelta | float = 1800.0,
+        wait: WaitArguments,
+        bankconnect_conn_id: str = BankConnectHook.default_conn_name,
+    ) -> None:
+        gate = CustomerGate.parse(
+            link_id=link_id,
+            entity_id=entity_id,
+            statement_id=statement_id,
+            since=since,
+            expected_statements=expected_statements,
+            failure_grace=failure_grace,
         )
         super().__init__(gate, wait, bankconnect_conn_id)

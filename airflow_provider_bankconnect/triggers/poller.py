@@ -10,8 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -22,15 +21,16 @@ from airflow.providers.common.compat.sdk import Stats
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
 from airflow_provider_bankconnect.receiver.address import partition_key
+from airflow_provider_bankconnect.records import IN_FULL
 from airflow_provider_bankconnect.triggers.listener import event_listener
 from airflow_provider_bankconnect.wait import Pause, SharedPause
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from datetime import tzinfo
     from typing import Protocol
 
-    from airflow_provider_bankconnect.gate import Gate
+    from airflow_provider_bankconnect.records import Gate
 
     class Asks(Protocol):
         """A gate, or another question; those with an equal ``poll_key`` get the same answer."""
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
             """Return the call."""
 
 
-Rows: TypeAlias = Sequence[Any]
+# A list of rows, or airflow_provider_bankconnect.records.Records.
+Rows: TypeAlias = Any
 
 # An answer of this age still serves an equal poll.
 SHARED_SECONDS: Final = 1.0
@@ -53,6 +54,10 @@ _RETURN_SECONDS: Final = 2.0
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
 # A pause continues after the waits that it began with.
 _pauses: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedPause]] = WeakKeyDictionary()
+
+
+class _HeldError(Exception):
+    """A poll is held back by a pause. It starts again afterwards."""
 
 
 class Poller:
@@ -158,14 +163,15 @@ class Poller:
 
         :param keys: as :func:`~airflow_provider_bankconnect.receiver.address.partition_key` returns them.
         """
-        for poll_key in [poll_key for key in keys for poll_key in self._customers.get(key, ())]:
-            self._events[poll_key] += 1
-            # An answer from before the event may lack the statement. A poll in flight is awaited, then poked again.
-            if poll_key in self._polls and self._polls[poll_key].done():
-                del self._polls[poll_key]
-                self._answered.pop(poll_key, None)
-            for answer in list(self._listeners.get(poll_key, ())):
-                _resolve(answer)
+        for gate_key in [gate_key for key in keys for gate_key in self._customers.get(key, ())]:
+            self._events[gate_key] += 1
+            for poll_key in (gate_key, (IN_FULL, *gate_key)):
+                # An answer from before the event may lack the statement. A poll in flight is awaited, then poked again.
+                if poll_key in self._polls and self._polls[poll_key].done():
+                    del self._polls[poll_key]
+                    self._answered.pop(poll_key, None)
+                for answer in list(self._listeners.get(poll_key, ())):
+                    _resolve(answer)
 
     def events_seen(self, gate: Asks) -> int:
         """Return how many webhook events have come for the customer of an open wait."""
@@ -210,9 +216,9 @@ class Poller:
                     await self._hold_back()
                 async with self._slots:
                     self._cancel_unless_wanted(gate.poll_key)
-                    # The pause may have begun while this poll queued.
-                    if not (waits and self.is_held):
-                        return await self._send(gate)
+                    # The pause may have begun while this poll queued, or between two of its requests.
+                    with suppress(_HeldError):
+                        return await self._send(gate, self._refuse_if_held if waits else None)
         except Exception as error:  # noqa: BLE001 - returned to all who asked
             Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
             return error
@@ -224,19 +230,25 @@ class Poller:
                 del self._polls[key]
             raise asyncio.CancelledError
 
-    async def _send(self, gate: Asks) -> Rows:
+    def _refuse_if_held(self) -> None:
+        if self.is_held:
+            raise _HeldError
+
+    async def _send(self, gate: Asks, before_request: Callable[[], None] | None) -> Rows:
+        if before_request is not None:
+            before_request()
         started = self._loop.time()
         Stats.incr("bankconnect.polls")
         settings = await self._hook.connect()
         try:
             try:
-                rows: Rows = await self._hook.run(gate.ask(settings.timezone))
+                rows: Rows = await self._hook.run(gate.ask(settings.timezone), before_next=before_request)
             except api.BankConnectAuthError:
                 # The keys may have been rotated during the waits.
                 renewed = await self._hook.renew(settings)
                 if renewed == settings:
                     raise
-                rows = await self._hook.run(gate.ask(renewed.timezone))
+                rows = await self._hook.run(gate.ask(renewed.timezone), before_next=before_request)
         except api.BankConnectTransientError as error:
             dice = random.random()  # noqa: S311 - spreads load
             self._pause.failed(error.retry_after, sent=started, now=self._loop.time(), dice=dice)

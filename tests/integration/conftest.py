@@ -3,6 +3,8 @@ from __future__ import annotations
 import logging
 
 import pytest
+from stories import Script, Story
+from waits import MODES
 
 from airflow_provider_bankconnect.sandbox import Sandbox
 
@@ -16,10 +18,35 @@ def _logged_once(monkeypatch):
 
 
 @pytest.fixture
-def box():
-    """A sandbox for each test."""
-    with Sandbox() as sandbox:
+def script():
+    """Steps that are run after the pokes of a test."""
+    return Script()
+
+
+@pytest.fixture
+def box(script, request):
+    """A sandbox for each test; a parameter has its options."""
+    with Sandbox(on_event=script.on_event, **getattr(request, "param", {})) as sandbox:
         yield sandbox
+
+
+@pytest.fixture(params=MODES)
+def story(request, box, script, connection, fast):  # noqa: ARG001 - they set up its environment
+    """One waiting task, in each of the modes."""
+    return Story(box, request.param, script)
+
+
+@pytest.fixture
+def log(capsys, caplog):
+    """Return what was logged since the last call: Airflow 3 logs to stdout, Airflow 2 to ``logging``."""
+    caplog.set_level("INFO")
+
+    def read():
+        text = capsys.readouterr().out + caplog.text
+        caplog.clear()
+        return text
+
+    return read
 
 
 @pytest.fixture

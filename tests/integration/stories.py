@@ -10,7 +10,11 @@ from typing import Any
 from waits import Outcome, build, run
 
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
-from airflow_provider_bankconnect.sensors.bankconnect import BankConnectProgressSensor, BankConnectWebhookPayloadSensor
+from airflow_provider_bankconnect.sensors.bankconnect import (
+    BankConnectProgressSensor,
+    BankConnectStatementSensor,
+    BankConnectWebhookPayloadSensor,
+)
 
 LINK = "loan-4711"
 CUSTOMER = "customer-1"
@@ -58,8 +62,17 @@ class Story:
 
     def wait(self, **arguments: Any) -> Outcome:
         """Run the sensor to its end: on the link's history if ``link_id`` is given, else on the progress."""
-        sensor = BankConnectWebhookPayloadSensor if "link_id" in arguments else BankConnectProgressSensor
-        outcome = run(partial(build, sensor, self.mode, **{"timeout": 120, "poke_interval": 0.05, **arguments}))
+        return self._wait(
+            BankConnectWebhookPayloadSensor if "link_id" in arguments else BankConnectProgressSensor, arguments
+        )
+
+    def wait_for_customer(self, context: dict[str, Any] | None = None, **arguments: Any) -> Outcome:
+        """Run the sensor on both records to its end."""
+        return self._wait(BankConnectStatementSensor, arguments, context)
+
+    def _wait(self, sensor: type, arguments: dict[str, Any], context: dict[str, Any] | None = None) -> Outcome:
+        make = partial(build, sensor, self.mode, **{"timeout": 120, "poke_interval": 0.05, **arguments})
+        outcome = run(make, more=context)
         assert not self._script.steps, f"the wait ended before all steps were run: {outcome}"
         return outcome
 

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 from gate_cases import CASES, expectation, payloads
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from stories import CUSTOMER, LINK, statement, wrong_password
 
 from airflow_provider_bankconnect.__main__ import main
-from airflow_provider_bankconnect.api import WebhookMode
-from airflow_provider_bankconnect.explain import explain, in_short
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
+from airflow_provider_bankconnect.api import ANALYSES, StatementProgress, WebhookMode, WebhookPayload
+from airflow_provider_bankconnect.expectation import Expectation
+from airflow_provider_bankconnect.explain import explain
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate, Records
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox
+from airflow_provider_bankconnect.words import counts_from, in_short, not_yet
 
 PINNED = Path(__file__).with_name("explain")
 COMMAND = "python -m airflow_provider_bankconnect explain"
@@ -33,6 +37,12 @@ ON_FAILED = [
     '  "pass"  the sensor passes, and returns the failed rows with the others',
 ]
 ASK_BEGUN = "Is the link spelt as the SDK was given it, and has the customer begun?"
+ASK_UPLOADED = "Is entity_id right, and has the customer uploaded anything"
+ASK_REJECTED = (
+    "Was the upload rejected (wrong or missing PDF password, unknown bank, unreadable: then no statement ever appears)?"
+)
+HISTORY = "Entity customer-1, payload history, newest first, times in UTC:"
+PROGRESS = "Entity customer-1, progress of its transactions:"
 
 
 @pytest.fixture
@@ -96,7 +106,7 @@ def history_silent(box):
     [
         (wrong_password_then_success, [f"--link {LINK} --since 2025-03-06"], {}),
         (next_month, [f"--link {LINK}", f"--link {LINK} --since 2025-04-01"], {}),
-        (history_silent, [f"--link {LINK}", f"--entity {CUSTOMER}"], {"history_omits_unsent": True}),
+        (history_silent, [f"--link {LINK}", f"--link {LINK} --customer"], {"history_omits_unsent": True}),
     ],
     indirect=["box"],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -288,7 +298,8 @@ def test_for_a_failed_statement_of_the_progress_on_failed_decides(box, ask):
 def test_an_unknown_entity_is_among_the_things_to_check(ask):
     lines = ask("--entity", "nobody")
     assert lines[0] == "STILL WAITING: progress of transactions of entity 'nobody': no statement at all."
-    assert lines[-3].startswith("- Is entity_id right, and has the customer uploaded anything")
+    assert lines[-4].startswith(f"- {ASK_UPLOADED} (a failed login never shows here")
+    assert lines[-3] == f"- {ASK_REJECTED}"
 
 
 def test_the_output_does_not_depend_on_the_order_of_rows_of_one_second(box, ask):
@@ -357,10 +368,13 @@ def test_a_missing_connection_is_named(refused):
         (["--link", LINK, "--failure-grace", "nan"], "failure_grace must be"),
         (["--link", LINK, "--failure-grace", "-1"], "failure_grace must not be negative"),
         (["--link", LINK, "--statement", "a", "--expected-statements", "2"], "could never pass"),
-        (["--link", LINK, "--analysis", "identity"], "--analysis goes with --entity alone"),
+        (["--customer"], "give --link, or --entity, or both"),
+        (["--link", LINK, "--analysis", "identity"], "--analysis goes with --entity alone: a payload history has no"),
+        (["--entity", CUSTOMER, "--customer", "--analysis", "identity"], "--customer always reads transactions"),
+        (["--entity", CUSTOMER, "--customer", "--since", "yesterday"], "since must be a datetime or ISO 8601 text"),
         (["--entity", CUSTOMER, "--analysis", "fraud"], "analysis must be one of"),
-        (["--entity", CUSTOMER, "--since", "2025-03-06"], "--since goes with --link"),
-        (["--entity", CUSTOMER, "--failure-grace", "5"], "--failure-grace goes with --link"),
+        (["--entity", CUSTOMER, "--since", "2025-03-06"], "--since goes with --link or --customer"),
+        (["--entity", CUSTOMER, "--failure-grace", "5"], "--failure-grace goes with --link or --customer"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -377,7 +391,14 @@ def test_help_describes_the_options_and_the_exit_code(capsys):
         main(["explain", "--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("--link", "--entity", "--since", "Exit code: 0 when BankConnect could be asked"):
+    for words in (
+        "--link",
+        "--entity",
+        "--customer",
+        "--since",
+        "monthly_analysis_updated",
+        "Exit code: 0 when BankConnect could be asked",
+    ):
         assert words in text
 
 
@@ -436,5 +457,405 @@ def test_the_short_form_asks_for_since_first_where_it_is_given():
 def test_the_short_form_for_an_empty_progress_says_what_to_check():
     assert short(ProgressGate(Expectation(entity_id=CUSTOMER))) == (
         "no statement that counts (to check: is entity_id right, and has the customer uploaded anything "
-        "(a failed login never shows here, only in the link's payload history))"
+        "(a failed login never shows here, only in the link's payload history); "
+        "was the upload rejected (wrong or missing PDF password, unknown bank, unreadable: "
+        "then no statement ever appears))"
     )
+
+
+# The small answers
+
+
+@pytest.mark.parametrize("box", [{"transaction_status": "absent"}], indirect=True, ids=[""])
+@pytest.mark.parametrize("more", [(), ("--customer",)], ids=["progress", "customer"])
+def test_why_the_small_answer_was_not_used_is_said_in_one_line(box, ask, more):
+    box.play(statement("march"))
+    lines = ask("--entity", CUSTOMER, *more)
+    assert lines[0].startswith("PASSED: ")
+    assert lines[-1] == "Read from transactions/, not from the smaller identity/: identity/ has no transaction_status."
+
+
+def test_statements_in_progress_are_shown_from_the_small_answer(box, ask):
+    box.play(statement("march", after=3600))
+    for arguments in (("--entity", CUSTOMER), ("--link", LINK, "--customer")):
+        lines = ask(*arguments)
+        assert any(line.startswith("  processing  statement march (online): in progress") for line in lines)
+        assert lines[-1] == WAITS
+    assert box.counts["transactions"] == 0
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_the_progress_of_any_analysis_is_explained(box, ask, analysis):
+    box.play(statement("march"))
+    assert ask("--entity", CUSTOMER, "--analysis", analysis) == [
+        f"PASSED: progress of {analysis} of entity 'customer-1': 1 statement completed.",
+        "",
+        "Statements:",
+        "  completed   statement march (online): counts",
+        "",
+        PASSES,
+    ]
+
+
+# Both records of a customer
+
+
+def set_progress(box, **statuses):
+    """Set the progress of the customer's transactions."""
+    items = [
+        {
+            "statement_id": name,
+            "status": status,
+            "source": "pdf",
+            "message": "unreadable" if status == "failed" else None,
+        }
+        for name, status in statuses.items()
+    ]
+    box.play(statement("", "failed", after=-1e8))
+    box.progress(CUSTOMER, items)
+
+
+def test_both_records_are_shown_and_the_history_decides(box, ask):
+    set_progress(box, march="completed", april="completed", may="processing", june="failed")
+    put(box, "12:46:33", "march")
+    lines = ask("--link", LINK, "--customer", "--since", "2025-03-06", "--statement", "march", "--statement", "april")
+    assert lines == [
+        f"PASSED: statements of link '{LINK}': 2 statements completed.",
+        "",
+        HISTORY,
+        "  2025-03-06 12:46:33  completed   statement march: counts",
+        *[line for line in lines if "login" in line],
+        PROGRESS,
+        "  completed   statement april (pdf): counts",
+        "  failed      statement june (unreadable): does not count: of another statement",
+        "  completed   statement march (pdf): the history decides: completed",
+        "  processing  statement may (pdf): does not count: of another statement",
+        "",
+        PASSES,
+    ]
+
+
+def test_with_since_the_page_says_why_a_statement_of_the_progress_does_not_count(box, ask):
+    set_progress(box, march="completed", april="completed")
+    put(box, "12:46:33", "march")
+    lines = ask("--link", LINK, "--customer", "--since", "2025-04-01")
+    assert lines[0] == (
+        f"STILL WAITING: statements of link '{LINK}': "
+        "no statement that counts; 1 statement only in the progress, which has no times."
+    )
+    assert lines[lines.index(PROGRESS) + 1 :] == [
+        (
+            "  completed   statement april (pdf): does not count: "
+            "since is given, and progress has no times; name it in statement_id"
+        ),
+        "  completed   statement march (pdf): the history decides: its rows do not count",
+        "",
+        "Missing: 1 completed statement.",
+        WAITS,
+        "",
+        "To check:",
+        "- Is since right, and is the connection's timezone that of BankConnect's times?",
+    ]
+    assert ask("--link", LINK, "--customer", "--since", "2025-04-01", "--statement", "april")[0].startswith("PASSED: ")
+
+
+def test_a_statement_in_progress_in_either_record_is_what_the_gate_waits_for(box, ask):
+    set_progress(box, march="processing", april="completed")
+    put(box, "12:46:33", "march")
+    put(box, "12:47:00", "april", "processing")
+    lines = ask("--link", LINK, "--customer")
+    assert "  2025-03-06 12:47:00  processing  statement april: in progress" in lines
+    assert "  completed   statement april (pdf): the history decides: in progress" in lines
+    assert "  processing  statement march (pdf): in progress: the gate waits for its end" in lines
+    assert lines[-2:] == ["Missing: the end of april, march.", WAITS]
+
+
+def test_a_completed_statement_that_is_processed_again_is_not_counted_twice(box, ask):
+    set_progress(box, march="processing")
+    put(box, "12:46:33", "march")
+    lines = ask("--link", LINK, "--customer", "--expected-statements", "2")
+    assert lines[-3:] == ["Missing: the end of march.", "Missing: 1 more completed statement.", WAITS]
+
+
+def test_statements_of_two_entities_are_missing_per_entity(box, ask):
+    put(box, "12:41:00", "hers")
+    put(box, "12:42:00", "his", "processing", entity_id=OTHER_CUSTOMER)
+    lines = ask("--link", LINK, "--customer", "--expected-statements", "2")
+    assert lines[-3:] == ["Missing: the end of his.", "Missing: 1 more completed statement.", WAITS]
+
+
+def test_a_customer_without_a_link_is_explained_by_the_entity(box, ask):
+    box.play(statement("march", "failed", link_id=None, mode="pdf", reason="The PDF has a password"))
+    lines = ask("--entity", CUSTOMER, "--customer")
+    assert lines[:4] == [
+        "FAILED: statements of entity 'customer-1': 1 statement failed; reasons: 'The PDF has a password'.",
+        "",
+        PROGRESS,
+        "  failed      statement march (The PDF has a password): it failed",
+    ]
+    assert lines[-5:] == ["What happens now depends on on_failed:", *ON_FAILED]
+
+
+def test_a_failure_does_not_end_the_wait_beside_a_completed_statement_without_a_time(box, ask):
+    set_progress(box, april="completed")
+    put(box, "12:41:52", "", "failed")
+    lines = ask("--link", LINK, "--customer", "--expected-statements", "2")
+    assert lines[0].startswith("STILL WAITING: ")
+    assert lines[-2] == WAITS
+    assert lines[-1].endswith(" does not end the wait: a completed statement that only the progress has may be newer.")
+
+
+def test_a_failed_login_of_which_no_entity_is_named_reads_well(box, ask):
+    put(box, "12:41:52", "", "failed", entity_id="", reason="Incorrect user ID or password")
+    heading = "Without an entity, newest first, times in UTC:"
+    line = (
+        "  2025-03-06 12:41:52  failed      login (Incorrect user ID or password): "
+        "does not count: BankConnect names no entity"
+    )
+    lines = ask("--link", LINK)
+    assert lines[0].startswith("FAILED: ")
+    assert lines[2:4] == [heading, line]
+    lines = ask("--link", LINK, "--customer")
+    assert lines[0].startswith("FAILED: ")
+    assert lines[2:4] == ["Without an entity, payload history, newest first, times in UTC:", line]
+    lines = ask("--link", LINK, "--entity", CUSTOMER)
+    assert lines[2:4] == [heading, line]
+    assert "Is entity_id right?" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("progress", "remark"),
+    [
+        ("completed", "does not count: BankConnect names no entity"),
+        ("failed", "it failed; BankConnect names no entity"),
+        ("processing", "in progress; BankConnect names no entity"),
+    ],
+)
+def test_a_statement_without_an_entity_never_counts(box, ask, progress, remark):
+    put(box, "12:41:52", "march", progress, entity_id="")
+    for more in ((), ("--customer",)):
+        lines = ask("--link", LINK, *more)
+        assert lines[3].endswith(f"statement march: {remark}")
+        assert "Missing: 1 completed statement." in lines
+
+
+def test_a_row_without_an_entity_that_is_newer_than_the_statements_own_is_named(box, ask):
+    put(box, "12:41:00", "march")
+    put(box, "12:42:00", "march", "failed", entity_id="")
+    line = "  2025-03-06 12:41:00  completed   statement march: over, but a newer row of this statement names no entity"
+    for more in ((), ("--customer",), ("--entity", CUSTOMER)):
+        assert line in ask("--link", LINK, *more)
+
+
+def test_an_entity_of_another_link_is_named_with_what_to_check(box, ask):
+    box.play(statement("march"))
+    put(box, "12:41:00", "april", link_id="loan-1")
+    assert ask("--link", "loan-1", "--entity", CUSTOMER, "--customer") == [
+        (
+            "STILL WAITING: statements of link 'loan-1' and entity 'customer-1': "
+            f"entity 'customer-1' is of link '{LINK}', not of link 'loan-1'."
+        ),
+        "",
+        HISTORY,
+        "  2025-03-06 12:41:00  completed   statement april: not judged",
+        "",
+        "Missing: 1 completed statement.",
+        WAITS,
+        "",
+        "To check:",
+        "- Are link_id and entity_id of the same customer? The sensor needs only one of them.",
+    ]
+
+
+def test_for_a_customer_without_any_statement_the_page_asks_whether_the_upload_was_rejected(box, ask):
+    assert ask("--link", LINK, "--customer")[-2:] == [
+        f"- BankConnect knows no entity of this link: {ASK_BEGUN[0].lower()}{ASK_BEGUN[1:]}",
+        "- Was a PDF uploaded without the link (then give its entity_id)?",
+    ]
+    box.play(statement("march", begins=3600, after=7200))
+    lines = ask("--link", LINK, "--customer")
+    assert lines[2] == f"{PROGRESS} no statement"
+    assert lines[-2:] == [
+        "- BankConnect knows the link, but has no statement: has the customer finished?",
+        f"- {ASK_REJECTED}",
+    ]
+    assert ask("--link", LINK)[-2:] == lines[-2:]
+    assert ask("--entity", CUSTOMER, "--customer")[-2].startswith(f"- {ASK_UPLOADED} (a failed login never shows here")
+    assert ask("--link", LINK, "--entity", CUSTOMER, "--customer")[-2:] == [f"- {ASK_UPLOADED}?", f"- {ASK_REJECTED}"]
+    put(box, "12:41:00", "april")
+    assert ask("--link", LINK, "--since", "2025-04-01", "--customer")[-1] == f"- {ASK_REJECTED}"
+
+
+@pytest.mark.parametrize("more", [(), ("--link", LINK)], ids=["entity", "both"])
+def test_an_unknown_entity_of_a_customer_is_shown_with_the_404(ask, more):
+    lines = ask("--entity", "nobody", "--customer", *more)
+    assert lines[0].endswith(" entity 'nobody': no statement at all.")
+    assert lines[-1].endswith(": HTTP 404: unknown, or nothing there yet.")
+
+
+def test_the_page_of_a_customer_makes_no_requests_of_its_own(box, ask):
+    box.play(statement("march", after=3600))
+    ask("--link", LINK, "--customer")
+    assert [record.call for record in box.requests] == ["webhook_payloads", "entities", "identity"]
+
+
+def test_a_link_with_too_many_entities_is_refused_in_one_line(box, refused):
+    for number in range(51):
+        box.play(statement(f"statement-{number}", entity_id=f"entity-{number}", after=3600))
+    assert "has more than 50 entities" in refused("--link", LINK, "--customer")
+
+
+def test_a_wrong_timezone_is_named_for_a_customer_too(box, ask, monkeypatch):
+    box.play(statement("march"))
+    connection = {**box.connection, "extra": {**box.connection["extra"], "timezone": "America/New_York"}}
+    monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(connection))
+    for more in ((), ("--customer",)):
+        lines = ask("--link", LINK, *more)
+        assert lines[0].startswith("ERROR: ")
+        assert lines[-1].endswith("they were read as America/New_York.")
+    assert "  completed   statement march (online): not judged" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checks"),
+    [
+        (
+            {"link_id": LINK},
+            [
+                "is the link spelt as the SDK was given it, and has the customer begun",
+                "was a PDF uploaded without the link (then give its entity_id)",
+            ],
+        ),
+        (
+            {"entity_id": CUSTOMER},
+            [f"{ASK_UPLOADED.lower()} (a failed login never shows here, only in the link's payload history)"],
+        ),
+        (
+            {"link_id": LINK, "entity_id": CUSTOMER},
+            ["are link_id and entity_id of the same customer, and has the customer uploaded anything"],
+        ),
+        (
+            {"link_id": LINK, "entity_id": CUSTOMER, "since": NOW},
+            [
+                "is since right (with it, a statement that only the progress has counts only if statement_id names it)",
+                "are link_id and entity_id of the same customer, and has the customer uploaded anything",
+            ],
+        ),
+    ],
+    ids=["link", "entity", "both", "since"],
+)
+def test_the_short_form_for_a_customer_without_a_statement_says_what_to_check(arguments, checks):
+    gate = CustomerGate(Expectation(**arguments))
+    checks = [*checks, f"{ASK_REJECTED[0].lower()}{ASK_REJECTED[1:-1]}"]
+    text = in_short(gate, gate.judge(Records(), NOW))
+    assert text == f"no statement that counts (to check: {'; '.join(checks)})"
+    assert not_yet(gate, gate.judge(Records(), NOW), "fail", NOW) == f"{gate}: {text}"
+    assert "webhook_mode" not in text
+
+
+def test_the_line_of_a_customer_has_both_records():
+    items = [
+        StatementProgress(statement_id=name, status=status)
+        for name, status in (("s1", "completed"), ("", "processing"))
+    ]
+    login = WebhookPayload(
+        statement_id="", entity_id="e1", link_id=LINK, progress="failed", reason="wrong", date_time=NOW
+    )
+    gate = CustomerGate(Expectation(link_id=LINK))
+    verdict = gate.judge(Records([login], {"e1": items}), NOW)
+    assert not_yet(gate, verdict, "fail", NOW) == (
+        f"statements of link '{LINK}': 1 failed login 13:00 UTC (\"wrong\"); 1 statement in progress; "
+        "1 completed statement"
+    )
+
+
+# The words and the verdict
+
+entities = st.sampled_from(["e1", "e1", "e1", "e2", ""])
+statement_ids = st.sampled_from(["", "s1", "s1", "s2", "s3"])
+rows_of_a_history = st.builds(
+    lambda sid, entity, progress, seconds: WebhookPayload(
+        statement_id=sid,
+        entity_id=entity,
+        link_id=LINK,
+        progress=progress,
+        reason="",
+        date_time=NOW - timedelta(seconds=seconds),
+    ),
+    statement_ids,
+    entities,
+    st.sampled_from(["completed", "failed", "failed", "failed", "processing"]),
+    st.integers(0, 9),
+)
+items_of_a_progress = st.builds(
+    lambda sid, status: StatementProgress(
+        statement_id=sid, status=status if sid or status != "completed" else "failed"
+    ),
+    statement_ids,
+    st.sampled_from(["completed", "completed", "failed", "failed", None]),
+)
+customers = st.builds(
+    Records,
+    st.lists(rows_of_a_history, max_size=4),
+    st.dictionaries(st.sampled_from(["e1", "e2"]), st.lists(items_of_a_progress, max_size=3), max_size=2),
+)
+expectations = st.builds(
+    lambda entity, named, since, needed, grace: Expectation(
+        link_id=LINK,
+        entity_id=entity,
+        statement_id=named,
+        since=since,
+        expected_statements=1 if named else needed,
+        failure_grace=timedelta(seconds=grace),
+    ),
+    st.sampled_from([None, None, "e1"]),
+    st.sampled_from([None, None, None, ("s1",), ("s1", "s2")]),
+    st.sampled_from([None, None, NOW - timedelta(seconds=5)]),
+    st.integers(1, 3),
+    st.integers(5, 20),
+)
+
+
+RECENT_LOGIN = WebhookPayload(
+    statement_id="", entity_id="e1", link_id=LINK, progress="failed", reason="", date_time=NOW - timedelta(minutes=1)
+)
+DONE_AND_FAILED = [
+    StatementProgress(statement_id="s1", status="completed"),
+    StatementProgress(statement_id="s2", status="failed"),
+]
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@example(Expectation(link_id=LINK, expected_statements=2), Records([RECENT_LOGIN], {"e1": DONE_AND_FAILED}))
+@example(Expectation(link_id=LINK, expected_statements=3), Records([RECENT_LOGIN], {"e1": DONE_AND_FAILED}))
+@given(expectations, customers)
+def test_a_failure_is_announced_for_exactly_the_time_when_the_verdict_becomes_failed(expect, records):
+    for gate, seen in ((CustomerGate(expect), records), (HistoryGate(expect), records.rows)):
+        verdict = gate.judge(seen, NOW)
+        page = explain(gate, seen, NOW)
+        assert page.startswith(HEADINGS[verdict.state])
+        if verdict.state != "pending":
+            continue
+        line = not_yet(gate, verdict, "fail", NOW)
+        until = counts_from(gate, verdict)
+        assert ("fails at" in line) == ("on_failed decides" in page) == (until is not None)
+        if until is None:
+            assert gate.judge(seen, NOW + timedelta(days=1)).state == "pending"
+        else:
+            assert f"until {until:%Y-%m-%d %H:%M:%S} UTC" in page
+            assert gate.judge(seen, until - timedelta(seconds=1)).state == "pending"
+            assert gate.judge(seen, until).state == "failed"
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(expectations, customers)
+def test_the_page_of_a_customer_agrees_with_the_verdict_and_does_not_depend_on_order(expect, records):
+    gate = CustomerGate(expect)
+    verdict = gate.judge(records, NOW)
+    page = explain(gate, records, NOW)
+    reverse = Records(records.rows[::-1], {name: items[::-1] for name, items in reversed(records.items.items())})
+    assert explain(gate, reverse, NOW) == page
+    counted = re.findall(r"  statement (\S+).*: counts$", page, flags=re.MULTILINE)
+    if verdict.state == "passed":
+        assert sorted(counted) == sorted(row.statement_id for row in verdict.rows)
+    assert ("Missing: " in page) <= (verdict.state != "passed")

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 from waits import until
 
-from airflow_provider_bankconnect.api import BankConnectConnectionError, BankConnectError
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate
-from airflow_provider_bankconnect.sandbox import Fault
+from airflow_provider_bankconnect.api import BankConnectConnectionError, BankConnectError, BankConnectRateLimitError
+from airflow_provider_bankconnect.gate import Expectation
+from airflow_provider_bankconnect.records import HistoryGate, ProgressGate
+from airflow_provider_bankconnect.sandbox import Fault, Statement
 from airflow_provider_bankconnect.triggers import poller as pollers
 from airflow_provider_bankconnect.triggers.bankconnect import BankConnectWebhookPayloadTrigger
 from airflow_provider_bankconnect.triggers.poller import shared_poller
@@ -280,13 +281,29 @@ async def test_of_two_polls_in_flight_together_the_longer_retry_after_holds(box)
     box.fault(Fault(kind="status", call="transactions", status=429, retry_after=60))
     box.fault(Fault(kind="status", call="webhook_payloads", status=429, retry_after=2))
     async with shared_poller(CONNECTION) as poller:
-        both = (gate("first"), ProgressGate(Expectation.parse(entity_id="e1")))
+        both = (gate("first"), ProgressGate(Expectation.parse(entity_id="e1")).in_full())
         await asyncio.gather(*map(poller.ask, both), return_exceptions=True)
         assert [call.call for call in box.requests] in (
             ["webhook_payloads", "transactions"],
             ["transactions", "webhook_payloads"],
         )
         assert poller._pause.resume_at - asyncio.get_running_loop().time() > 30
+
+
+@pytest.mark.usefixtures("connect")
+async def test_a_poke_of_several_requests_starts_again_after_a_pause_that_began_in_its_middle(box):
+    box.play(Statement(link_id="loan", entity_id="customer-1", statement_id="october"))
+    box.fault(Fault(kind="delay", call="identity", seconds=0.5, times=1))
+    box.fault(Fault(kind="status", call="webhook_payloads", status=429, retry_after=2, times=1))
+    async with shared_poller(CONNECTION) as poller:
+        customer = asyncio.create_task(poller.ask(ProgressGate(Expectation.parse(entity_id="customer-1"))))
+        await until(lambda: box.calls("identity"))
+        with pytest.raises(BankConnectRateLimitError):
+            await poller.ask(gate("other"))
+        paused_until = poller._pause.resume_at
+        assert [item.status for item in (await customer).items["customer-1"]] == ["completed"]
+        assert asyncio.get_running_loop().time() >= paused_until
+    assert [call.call for call in box.requests] == ["identity", "webhook_payloads", "identity", "transactions"]
 
 
 @pytest.mark.usefixtures("fast", "connect")

@@ -6,12 +6,11 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from stories import CUSTOMER, LINK, Script, Story, statement, wrong_password
-from waits import MODES
+from stories import CUSTOMER, LINK, statement, wrong_password
 
 from airflow_provider_bankconnect.api import BankConnectTimezoneError, WebhookMode
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
-from airflow_provider_bankconnect.sandbox import Fault, Sandbox
+from airflow_provider_bankconnect.sandbox import Fault
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -24,39 +23,10 @@ history_omits_unsent = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def script():
-    return Script()
-
-
-@pytest.fixture
-def box(script, request):
-    with Sandbox(on_event=script.on_event, **getattr(request, "param", {})) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture(params=MODES)
-def story(request, box, script, connection, fast):  # noqa: ARG001 - they set up its environment
-    return Story(box, request.param, script)
-
-
-@pytest.fixture
 def impatient(monkeypatch):
     """Make back-offs short, so that many errors take a second."""
     monkeypatch.setattr("airflow_provider_bankconnect.api.MAX_BACKOFF", 0.02)
     monkeypatch.setattr("airflow_provider_bankconnect.triggers.poller._RETURN_SECONDS", 0.02)
-
-
-@pytest.fixture
-def log(capsys, caplog):
-    """Return what was logged since the last call: Airflow 3 logs to stdout, Airflow 2 to ``logging``."""
-    caplog.set_level("INFO")
-
-    def read():
-        text = capsys.readouterr().out + caplog.text
-        caplog.clear()
-        return text
-
-    return read
 
 
 def test_two_failed_logins_and_then_a_success_pass_the_gate(story):

@@ -85,14 +85,17 @@ def build(sensor: type, mode: str, **arguments: Any) -> Any:
     )
 
 
-def run(make: Any, *, outcome: Outcome | None = None) -> Outcome:
-    """Run the sensor that ``make()`` builds to its end; each resumption gets a new sensor, as in a new process."""
+def run(make: Any, *, outcome: Outcome | None = None, more: dict[str, Any] | None = None) -> Outcome:
+    """Run the sensor that ``make()`` builds to its end; each resumption gets a new sensor, as in a new process.
+
+    :param more: what the context of the task has besides the task instance.
+    """
     outcome = outcome or Outcome("running")
     ti, started = TaskInstance(), datetime.now(UTC)
     resume: tuple[str, dict[str, Any]] | None = None
     while True:
         sensor = make()
-        context: Any = {"ti": ti}
+        context: Any = {"ti": ti, **(more or {})}
         try:
             rows = sensor.resume_execution(*resume, context) if resume else sensor.execute(context)
         except TaskDeferred as deferred:

@@ -59,9 +59,9 @@ def test_sensors_and_triggers_are_in_their_documented_modules():
     from airflow_provider_bankconnect.sensors import bankconnect as sensors  # noqa: PLC0415
     from airflow_provider_bankconnect.triggers import bankconnect as triggers  # noqa: PLC0415
 
-    for name in ("BankConnectWebhookPayloadSensor", "BankConnectProgressSensor"):
+    for name in ("BankConnectWebhookPayloadSensor", "BankConnectProgressSensor", "BankConnectStatementSensor"):
         assert issubclass(getattr(sensors, name), BaseSensorOperator)
-    for name in ("BankConnectWebhookPayloadTrigger", "BankConnectProgressTrigger"):
+    for name in ("BankConnectWebhookPayloadTrigger", "BankConnectProgressTrigger", "BankConnectStatementTrigger"):
         assert issubclass(getattr(triggers, name), BaseTrigger)
 
 
@@ -72,7 +72,7 @@ def test_provider_info_can_be_read_while_airflow_configures_itself():
 
 
 def test_api_gate_and_wait_import_neither_airflow_nor_an_http_client():
-    modules = (f"airflow_provider_bankconnect.{name}" for name in ("api", "gate", "wait"))
+    modules = (f"airflow_provider_bankconnect.{name}" for name in ("api", "gate", "records", "wait"))
     loaded = modules_after(f"import {', '.join(modules)}")
     assert not {"airflow", "requests", "aiohttp", "httpx", "urllib3"} & loaded
 

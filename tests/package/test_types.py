@@ -26,7 +26,11 @@ from airflow_provider_bankconnect.operators.bankconnect import (
     BankConnectCatchUpOperator,
     BankConnectUpdateWebhookOperator,
 )
-from airflow_provider_bankconnect.sensors.bankconnect import BankConnectProgressSensor, BankConnectWebhookPayloadSensor
+from airflow_provider_bankconnect.sensors.bankconnect import (
+    BankConnectProgressSensor,
+    BankConnectStatementSensor,
+    BankConnectWebhookPayloadSensor,
+)
 
 
 def linked(rows: list[str]) -> str:
@@ -56,6 +60,9 @@ with DAG("underwriting", schedule=None, start_date=pendulum.datetime(2026, 1, 1,
     BankConnectWebhookPayloadSensor(task_id="upstream", link_id=statement.output)
     BankConnectWebhookPayloadSensor(task_id="taskflow", link_id=find_link())
     BankConnectProgressSensor(task_id="progress", entity_id=statement.output, analysis="identity")
+    BankConnectProgressSensor(task_id="report", entity_id="e1", analysis="xlsx_report")
+    BankConnectStatementSensor(task_id="of_the_run", deferrable=True)
+    BankConnectStatementSensor(task_id="both", link_id=4711, entity_id=statement.output, since="2026-11-01")
     BankConnectUpdateWebhookOperator(
         task_id="register", webhook_url=None, webhook_mode=WebhookMode.NET_BANKING_AND_MANUAL
     )
@@ -66,6 +73,7 @@ TYPOS = {
     "analysis": 'BankConnectProgressSensor(task_id="t", entity_id="x", analysis="transaction")',
     "deferrable": 'BankConnectProgressSensor(task_id="t", entity_id="x", deferrable="yes")',
     "no link": 'BankConnectWebhookPayloadSensor(task_id="t", link="x")',
+    "no entity": 'BankConnectStatementSensor(task_id="t", entity="x")',
     "a list": 'BankConnectWebhookPayloadSensor(task_id="t", link_id=["x", "y"])',
     "half a statement": 'BankConnectProgressSensor(task_id="t", entity_id="x", expected_statements=1.5)',
     "minutes": 'BankConnectWebhookPayloadSensor(task_id="t", link_id="x", failure_grace=30)',

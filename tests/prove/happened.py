@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from said import heard, recorded, words_of
 from theorem import LONGEST_LAST_PAUSE, is_about, may_ask_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from said import Said
     from schedules import Wait
     from simulation import Observed, Trace
     from wire import Reply
@@ -28,20 +30,35 @@ ANSWERS = (
         "HTML",
         "redirect",
     ),
-    *("slow", "too slow", "stale", "in another order", "unknown fields", "rows repeated"),
+    *("slow", "too slow", "stale", "in another order", "unknown fields", "rows repeated", "403 of identity"),
 )
-WEBHOOKS = ("prompt", "dropped", "doubled", "late", "out of order", "replayed", "forged")
+WEBHOOKS = ("prompt", "dropped", "doubled", "late", "out of order", "replayed", "forged", "suppressed")
 PROCESSES = ("triggerer killed", "triggerer killed across the deadline", "waits sharing a record")
 RECORDS = (
     *("two entities on a link", "statement run again", "failed login", "identical attempts", "two rows in a second"),
     *("row from before since", "row of another link", "row with capital letters", "row still going"),
     *("statement without a link", "another zone", "wrong zone"),
 )
+# Of the gate for both records, and of those that ask for identity first.
+CUSTOMERS = (
+    *(
+        "by link",
+        "by entity",
+        "by both",
+        "entity of another link",
+        "entity added late",
+        "failed login without an entity",
+    ),
+    *("statement that only the progress has", "undated statement under since", "named statement without a time"),
+    *("in progress only in transactions", "passed: both records", "failed: both records"),
+    *("identity: over", "identity: not yet", "identity: ahead", "identity: no transaction_status", "identity: behind"),
+    *("ended although identity said not yet", "transactions only, for good"),
+)
 ENDS = (
     *("passed", "failed: fail", "failed: skip", "failed: wait", "failed: pass", "timeout", "timezone"),
     *("ended by the first poke", "ended by the last poke", "last poke in a long pause"),
 )
-EVERYTHING = (*ANSWERS, *WEBHOOKS, *PROCESSES, *RECORDS, *ENDS)
+EVERYTHING = (*ANSWERS, *WEBHOOKS, *PROCESSES, *RECORDS, *CUSTOMERS, *ENDS)
 _NAMES = {
     "half": "cut in half",
     "garbage": "HTML",
@@ -62,8 +79,9 @@ def happened(trace: Trace) -> Counter[str]:
         )
     for observed in trace.waits:
         found.update(_of_wait(trace, observed))
-        for rows in (poke.reply.rows for poke in observed.pokes):
-            found.update(_in_rows(trace, observed.wait, rows))
+        for poke in observed.pokes:
+            found.update(_in_rows(trace, observed.wait, heard(trace.schedule, observed.wait, poke.replies).rows))
+        found.update(_of_customer(trace, observed))
     return found
 
 
@@ -72,7 +90,9 @@ def _in_answer(trace: Trace, reply: Reply) -> Iterator[str]:
     yield from (_NAMES[fault] for fault in reply.faults if fault in _NAMES)
     if "delay" in reply.faults:
         yield "slow" if reply.status else "too slow"
-    if reply.status >= 400:
+    if reply.status == 403:
+        yield "403 of identity"
+    elif reply.status >= 400:
         yield "5xx" if reply.status >= 500 else str(reply.status)
     if reply.retry_after is not None:
         yield f"Retry-After {'in seconds' if reply.retry_after.isdigit() else 'as a date'}"
@@ -84,7 +104,7 @@ def _in_answer(trace: Trace, reply: Reply) -> Iterator[str]:
         yield "in another order"
     if "extra" in reply.faults and rows:
         yield "unknown fields"
-    if "stale" in reply.faults and reply.status == 200:
+    if "stale" in reply.faults and reply.status == 200 and reply.record[0] not in {"entities", "entity"}:
         answered, true = (
             {(row["statement_id"], row.get("status"), row.get("date_time")) for row in some}
             for some in (rows, trace.known(reply.record, reply.answered))
@@ -101,7 +121,7 @@ def _of_wait(trace: Trace, observed: Observed) -> Iterator[str]:
             yield "triggerer killed"
             if kill.back > wait.deadline:
                 yield "triggerer killed across the deadline"
-    if sum(other.wait.record == wait.record for other in trace.waits) > 1:
+    if sum(bool(set(other.wait.starts) & set(wait.starts)) for other in trace.waits) > 1:
         yield "waits sharing a record"
     if schedule.our_zone != "UTC":
         yield "another zone"
@@ -147,3 +167,76 @@ def _in_rows(trace: Trace, wait: Wait, rows: list[dict[str, Any]]) -> Iterator[s
     ):
         if is_there:
             yield name
+
+
+def _of_customer(trace: Trace, observed: Observed) -> Iterator[str]:
+    wait, schedule = observed.wait, trace.schedule
+    if not wait.uses_identity:
+        return
+    entities: set[str] = set()
+    for number, poke in enumerate(observed.pokes):
+        said, words = heard(schedule, wait, poke.replies), words_of(poke.replies)
+        ends = poke.state in {"passed", "failed"}
+        yield from _in_words(said, words)
+        if number and not words:
+            yield "transactions only, for good"
+            late = {name for name, items in recorded_word(trace, wait, poke.at).items() if items}
+            if ends and late & said.items.keys():
+                yield "ended although identity said not yet"
+        if wait.is_of_customer:
+            yield from _in_said(wait, said)
+            if number and "entity_id" not in wait.gate and said.items.keys() - entities:
+                yield "entity added late"
+            entities |= said.items.keys()
+            if ends:
+                yield f"{poke.state}: both records"
+    if wait.is_of_customer:
+        names = {"link_id", "entity_id"} & wait.gate.keys()
+        yield "by both" if len(names) > 1 else "by link" if "link_id" in names else "by entity"
+
+
+def recorded_word(trace: Trace, wait: Wait, at: float) -> dict[str, list[dict[str, Any]]]:
+    """Return of each entity the statements that ``identity`` says are in progress."""
+    entities = recorded(trace, wait, at).items
+    return {
+        one: [
+            item
+            for item in trace.known(("identity", one), at)
+            if item.get("transaction_status") not in {"completed", "failed", None}
+        ]
+        for one in entities
+    }
+
+
+def _in_words(said: Said, words: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    over = {"completed", "failed"}
+    for name, items in words.items():
+        going = [item for item in items if item["status"] not in over]
+        full = [] if name in said.on_word else said.items.get(name, [])
+        if items:
+            yield "identity: not yet" if going else "identity: over"
+        if items and not going and any(item["status"] not in over for item in full):
+            yield "identity: ahead"
+    if "did not tell" in said.distrust:
+        yield "identity: no transaction_status"
+    if "said nothing" in said.distrust:
+        yield "identity: behind"
+
+
+def _in_said(wait: Wait, said: Said) -> Iterator[str]:
+    if said.is_stranger:
+        yield "entity of another link"
+        return
+    if any(not row["statement_id"] and not row["entity_id"] for row in said.rows):
+        yield "failed login without an entity"
+    known = {(row["entity_id"], row["statement_id"]): row["progress"].lower() for row in said.rows}
+    for entity_id, items in said.items.items():
+        for item in items:
+            name, is_over = (entity_id, item["statement_id"]), item["status"] in {"completed", "failed"}
+            if is_over and name not in known and "link_id" in wait.gate:
+                yield "statement that only the progress has"
+            if is_over and name not in known and "since" in wait.gate:
+                named = item["statement_id"] in wait.gate.get("statement_id", ())
+                yield "named statement without a time" if named else "undated statement under since"
+            if not is_over and known.get(name) in {"completed", "failed"}:
+                yield "in progress only in transactions"

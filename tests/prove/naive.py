@@ -48,36 +48,17 @@ def word(row: dict[str, Any]) -> str:
     return row["progress"].lower() if row["statement_id"] else "failed"
 
 
-def read_history(gate: dict[str, Any], payloads: Rows, zone: str, now: datetime) -> Reading:  # noqa: C901, PLR0912 - rule by rule
+def read_history(gate: dict[str, Any], payloads: Rows, zone: str, now: datetime) -> Reading:
     """Read a link's payload history. ``gate`` has the sensor's arguments; ``since`` aware, the grace in seconds."""
-    # Rule 1.
-    seen = []
-    for row in payloads:
-        if row["link_id"] != gate["link_id"]:
-            continue
-        if "entity_id" in gate and row["entity_id"] != gate["entity_id"]:
-            continue
-        # Rule 3: blank is in no list of statements.
-        if "statement_id" in gate and row["statement_id"] not in gate["statement_id"]:
-            continue
-        if "since" in gate and when(row, zone) < gate["since"].replace(microsecond=0):
-            continue
-        seen.append(row)
+    seen = _seen(gate, payloads, zone)
     # Rule 7.
     if any(when(row, zone) > now + SKEW for row in seen):
         return Reading("timezone")
-
-    # Rule 2.
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in seen:
-        if row["statement_id"]:
-            name = (row["entity_id"], row["statement_id"])
-            if name not in newest or _rank(row, zone) > _rank(newest[name], zone):
-                newest[name] = row
+    newest = _newest(seen, zone)
 
     # Rules 4 and 5.
     passes = []
-    for entity in {entity for entity, _ in newest}:
+    for entity in {entity for entity, _ in newest} - {""}:
         own = [row for (of, _), row in newest.items() if of == entity]
         completed = [row for row in own if word(row) == "completed"]
         going = [row for row in own if word(row) not in ("completed", "failed")]
@@ -102,6 +83,66 @@ def read_history(gate: dict[str, Any], payloads: Rows, zone: str, now: datetime)
     return Reading("pending")
 
 
+def read_customer(  # noqa: C901, PLR0911, PLR0912 - rule by rule
+    gate: dict[str, Any], payloads: Rows, progress: dict[str, Rows], zone: str, now: datetime
+) -> Reading:
+    """Read both records of a customer; ``progress`` is that of the transactions of each entity."""
+    seen = _seen(gate, payloads, zone)
+    if any(when(row, zone) > now + SKEW for row in seen):
+        return Reading("timezone")
+    newest = _newest(seen, zone)
+
+    # The history decides wherever it has a row of a statement, be it older than since.
+    in_history = {(row["entity_id"], row["statement_id"]) for row in payloads if row["link_id"] == gate.get("link_id")}
+    going = {name for name, row in newest.items() if word(row) not in ("completed", "failed")}
+    undated = {}
+    for entity, items in progress.items():
+        for item in items:
+            statement = item["statement_id"]
+            if "statement_id" in gate and statement not in gate["statement_id"]:
+                continue
+            if (item["status"] or "").lower() not in ("completed", "failed"):
+                going.add((entity, statement))
+            # Progress has no times, so it cannot say what is newer than since; a statement that is named counts.
+            elif (entity, statement) not in in_history and ("since" not in gate or "statement_id" in gate):
+                failed_already = (entity, statement) in undated and undated[entity, statement][3] == "failed"
+                if not failed_already:
+                    status = item["status"].lower()
+                    undated[entity, statement] = (statement, entity, None, status, item["message"] or "", None)
+    for name in going:
+        undated.pop(name, None)
+
+    needed = len(set(gate["statement_id"])) if "statement_id" in gate else gate["expected_statements"]
+    passes = []
+    for entity in {entity for entity, _ in [*newest, *undated]} - {""}:
+        completed = [row for (of, _), row in newest.items() if of == entity and word(row) == "completed"]
+        also = {row for (of, _), row in undated.items() if of == entity and row[3] == "completed"}
+        if len(completed) + len(also) >= needed and not any(of == entity for of, _ in going):
+            # An entity with times is newer than one without.
+            last = max((when(row, zone) for row in completed), default=datetime.min.replace(tzinfo=UTC))
+            passes.append((last, _results(completed, zone) | also))
+    if passes:
+        newest_of_all = max(last for last, _ in passes)
+        return Reading("passed", tuple(rows for last, rows in passes if last == newest_of_all))
+    if going:
+        return Reading("pending")
+
+    attempts = [row for row in seen if not row["statement_id"]]
+    shown = _results([*newest.values(), *attempts], zone) | set(undated.values())
+    last_row = max(seen, key=lambda row: _rank(row, zone), default=None)
+    ends_in_failure = last_row is not None and word(last_row) == "failed"
+    if ends_in_failure and now - when(last_row, zone) < timedelta(seconds=gate["failure_grace"]):
+        return Reading("pending")
+    for (entity, _), row in undated.items():
+        over = sum(of == entity for of, _ in [*newest, *undated])
+        if row[3] == "failed" and over >= needed:
+            return Reading("failed", (shown,))
+    # A completed statement without a time may be newer than the failure.
+    if ends_in_failure and all(row[3] == "failed" for row in undated.values()):
+        return Reading("failed", (shown,))
+    return Reading("pending")
+
+
 def read_progress(gate: dict[str, Any], items: Rows) -> Reading:
     """Read the ``progress`` of one analysis."""
     seen = [item for item in items if "statement_id" not in gate or item["statement_id"] in gate["statement_id"]]
@@ -116,6 +157,34 @@ def read_progress(gate: dict[str, Any], items: Rows) -> Reading:
         for item in seen
     )
     return Reading("failed" if "failed" in words else "passed", (rows,))
+
+
+def _seen(gate: dict[str, Any], payloads: Rows, zone: str) -> Rows:
+    """Return the rows that are asked for: rule 1."""
+    seen = []
+    for row in payloads:
+        if row["link_id"] != gate.get("link_id"):
+            continue
+        if "entity_id" in gate and row["entity_id"] != gate["entity_id"]:
+            continue
+        # Rule 3: blank is in no list of statements.
+        if "statement_id" in gate and row["statement_id"] not in gate["statement_id"]:
+            continue
+        if "since" in gate and when(row, zone) < gate["since"].replace(microsecond=0):
+            continue
+        seen.append(row)
+    return seen
+
+
+def _newest(seen: Rows, zone: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the newest row of each statement of each entity: rule 2."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in seen:
+        if row["statement_id"]:
+            name = (row["entity_id"], row["statement_id"])
+            if name not in newest or _rank(row, zone) > _rank(newest[name], zone):
+                newest[name] = row
+    return newest
 
 
 def _rank(row: dict[str, Any], zone: str) -> tuple[datetime, int]:

@@ -1,4 +1,4 @@
-"""Thirteen mutants: small changes of the package's code, each of which breaks the theorem.
+"""Twenty-one mutants: small changes of the package's code, each of which breaks the theorem.
 
 A change names a function and the source text that it replaces. It fails where either no longer exists.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,8 +52,13 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     "lets one old failure fail the gate": (
         Change(
             "gate:judge_history",
-            "newest = shown[0]",
-            'newest = next((row for row in reversed(shown) if _is(row, "failed")), shown[0])',
+            '_is(shown[0], "failed")',
+            'any(_is(row, "failed") for row in shown)',
+        ),
+        Change(
+            "gate:_failed_or_soon",
+            "now - shown[0].date_time",
+            'now - min(row.date_time for row in shown if _is(row, "failed"))',
         ),
     ),
     "takes an empty progress for done": (
@@ -72,9 +78,10 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     "takes the order of rows for time": (
         Change(
             "api:get_webhook_payloads",
-            "sorted(history.payloads, key=lambda row: row.date_time, reverse=True)",
-            "history.payloads",
+            "sorted(rows, key=lambda row: row.date_time, reverse=True)",
+            "rows",
         ),
+        Change("gate:judge_history", "rows = set(rows)", "rows = list(rows)"),
         Change("gate:judge_history", "seen = {row for row in rows if", "seen = dict.fromkeys(row for row in rows if"),
         Change("gate:judge_history", "is None}", "is None)"),
         Change("gate:newest_of_each_statement", "or _newness(row) > _newness(newest[key])", "or False"),
@@ -97,6 +104,30 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
             "yield TriggerEvent(dict(event)); self.wait._end = None; await self._wait()",
         ),
     ),
+    "passes on the word of identity": (Change("records:_ask_transactions", "while small and", "while False and"),),
+    "asks for identity again after it was of no use": (
+        Change("wait:Wait.answered", "self._is_in_full = True", "self._is_in_full = False"),
+    ),
+    "asks for identity at the deadline": (Change("wait:Wait.question", "self._is_last_poke_made or ", ""),),
+    "ignores what is in progress only in the progress": (
+        Change("gate:_Customer._add", "self.going.append(row)", "pass"),
+    ),
+    "counts statements without a time under since": (
+        Change("gate:_Customer._add", "self.expectation.since is not None and named is None", "False"),
+    ),
+    "lets the progress overrule the history": (
+        Change("gate:_Customer.__init__", "is_known=(entity_id, row.statement_id) in known", "is_known=False"),
+    ),
+    "asks for one entity of a link": (
+        Change(
+            "records:CustomerGate.ask",
+            "yield from api.get_entities(link_id, most=MAX_ENTITIES)",
+            "(yield from api.get_entities(link_id, most=MAX_ENTITIES))[:1]",
+        ),
+    ),
+    "takes the entity of another link": (
+        Change("records:CustomerGate.ask", ".link_id != link_id:", '.link_id == "":'),
+    ),
 }
 
 
@@ -110,7 +141,7 @@ def planted(name: str) -> Iterator[None]:
     names: list[tuple[Any, str]] = []
     for change in MUTANTS[name]:
         module, owner, attribute = _find(change.where)
-        source = sources.get(change.where) or textwrap.dedent(inspect.getsource(getattr(owner, attribute)))
+        source = sources.get(change.where) or _source(getattr(owner, attribute))
         if source.count(change.old) != 1:
             raise LookupError(f"{name}: {change.where} has {change.old!r} {source.count(change.old)} times, not once")
         sources[change.where] = source.replace(change.old, change.new)
@@ -122,15 +153,27 @@ def planted(name: str) -> Iterator[None]:
         module, owner, attribute = _find(where)
         made: dict[str, Any] = {}
         exec(f"from __future__ import annotations\n{source}", vars(module), made)  # noqa: S102 - our own source, changed
-        before.append((owner, attribute, getattr(owner, attribute)))
-        setattr(owner, attribute, made[attribute])
+        function = getattr(owner, attribute)
+        for holder in _holders(owner, attribute, function):
+            before.append((holder, attribute, function))
+            setattr(holder, attribute, made[attribute])
     try:
         yield
     finally:
-        for owner, attribute, function in before:
-            setattr(owner, attribute, function)
+        for holder, attribute, function in before:
+            setattr(holder, attribute, function)
         for module, more in names:
             delattr(module, more)
+
+
+def _holders(owner: Any, attribute: str, function: Any) -> list[Any]:
+    """Return the owner of a function, and the modules that have imported it."""
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("airflow_provider_bankconnect")]
+    return [owner, *(module for module in ours if module is not owner and vars(module).get(attribute) is function)]
+
+
+def _source(function: Any) -> str:
+    return textwrap.dedent(inspect.getsource(function.fget if isinstance(function, property) else function))
 
 
 def _find(where: str) -> tuple[Any, Any, str]:

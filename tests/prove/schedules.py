@@ -5,6 +5,7 @@ Seconds count from the schedule's start.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -38,6 +39,7 @@ class Play:
     progress: str
     mode: str = "online"
     later: float = 0.0
+    transactions_later: float = 0.0
 
     @property
     def body(self) -> dict[str, Any]:
@@ -56,8 +58,16 @@ class ExtraRow:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """From ``at`` on, ``identity`` says of an entity what it said then."""
+
+    at: float
+    entity_id: str
+
+
+@dataclass(frozen=True)
 class Delivery:
-    """A webhook, and ``how`` it is delivered; a ``dropped`` one is not."""
+    """A webhook, and ``how`` it is delivered; a ``dropped`` or ``suppressed`` one is not."""
 
     at: float
     how: str
@@ -74,7 +84,10 @@ class Kill:
 
 @dataclass(frozen=True)
 class Wait:
-    """One sensor. ``gate`` has its arguments of the gate, with ``since`` and the grace in seconds."""
+    """One sensor. ``gate`` has its arguments of the gate, with ``since`` and the grace in seconds.
+
+    One ``is_of_customer`` reads both records.
+    """
 
     name: str
     begins: float
@@ -84,6 +97,7 @@ class Wait:
     timeout: float
     exponential_backoff: bool = False
     max_wait: float | None = None
+    is_of_customer: bool = False
 
     @property
     def deadline(self) -> float:
@@ -91,10 +105,19 @@ class Wait:
         return round(self.begins + self.timeout, 6)
 
     @property
-    def record(self) -> tuple[str, str]:
-        """The call that it makes, and the id that it asks for."""
-        link_id = self.gate.get("link_id")
-        return ("webhook_payloads", link_id) if link_id else (self.gate["analysis"], self.gate["entity_id"])
+    def starts(self) -> tuple[tuple[str, str], ...]:
+        """The calls that a poke of it may begin with, each with the id that it asks for."""
+        if "link_id" in self.gate:
+            return (("webhook_payloads", self.gate["link_id"]),)
+        entity_id = self.gate["entity_id"]
+        if self.uses_identity:
+            return (("identity", entity_id), ("transactions", entity_id))
+        return ((self.gate["analysis"], entity_id),)
+
+    @property
+    def uses_identity(self) -> bool:
+        """Whether it asks for ``identity`` first, and for ``transactions`` when that says that they are over."""
+        return self.is_of_customer or self.gate.get("analysis") == "transactions"
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,10 @@ class Schedule:
     faults: tuple[Fault, ...]
     kills: tuple[Kill, ...]
     waits: tuple[Wait, ...]
+    transaction_status: str = "sent"
+    # With a mode, the history omits the statements that sent no webhook.
+    webhook_mode: int | None = None
+    frozen: tuple[Frozen, ...] = ()
 
     def moment(self, seconds: float) -> datetime:
         """Return that second as a time of day."""
@@ -120,7 +147,8 @@ class Schedule:
 
     def __str__(self) -> str:
         lines = [f"start {self.start.isoformat()}, vendor in {self.vendor_zone}, the connection in {self.our_zone}"]
-        for name in ("plays", "extra_rows", "deliveries", "faults", "kills", "waits"):
+        lines.append(f"transaction_status {self.transaction_status}, webhook_mode {self.webhook_mode}")
+        for name in ("plays", "extra_rows", "deliveries", "faults", "kills", "waits", "frozen"):
             lines += [f"  {one!r}" for one in getattr(self, name)]
         return "\n".join(lines)
 
@@ -134,8 +162,9 @@ def smaller(schedule: Schedule) -> Iterator[Schedule]:
                 left = things[:number] + things[number + 1 :]
                 if left or field.name != "waits":
                     yield replace(schedule, **{field.name: left})
-    if schedule.repeats:
-        yield replace(schedule, repeats=0.0)
+    for name, usual in (("repeats", 0.0), ("transaction_status", "sent"), ("webhook_mode", None)):
+        if getattr(schedule, name) != usual:
+            yield replace(schedule, **{name: usual})
 
 
 def draw(seed: int) -> Schedule:
@@ -147,28 +176,43 @@ class _Draw:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = Random(f"schedule {seed}")
+        # For what was added later: it leaves the rest of each schedule as it was.
+        self.more = Random(f"customers {seed}")
         # The unit of this schedule: intervals, faults and graces are multiples of it, so that they coincide.
         self.pace = self.rng.choice((2.0, 5.0, 15.0, 60.0))
         self.span = self.pace * self.rng.randint(8, 20)
         self.moments = [round(self.rng.uniform(0, self.span) * 4) / 4 for _ in range(4)]
 
     def schedule(self) -> Schedule:
-        rng = self.rng
+        rng, more = self.rng, self.more
         plays = [play for customer in self._customers() for play in self._plays(*customer)]
         vendor_zone = rng.choice(ZONES)
-        return Schedule(
+        names = Counter((play.entity_id, play.statement_id) for play in plays)
+        told = [self._blank_or_later(play, is_once=names[play.entity_id, play.statement_id] == 1) for play in plays]
+        webhook_mode = more.choice((None, None, None, 0, 0))
+        schedule = Schedule(
             seed=self.seed,
             start=rng.choice(STARTS),
             vendor_zone=vendor_zone,
             our_zone=rng.choice(ZONES) if self._often(0.08) else vendor_zone,
             unknown_is_404=self._often(0.5),
             repeats=rng.choice((0.0, 0.0, 0.5)),
-            plays=tuple(plays),
+            plays=tuple(told),
             extra_rows=tuple(self._extra_row(plays) for _ in range(rng.choice((0, 0, 1, 2)))),
-            deliveries=tuple(self._deliveries(plays)),
+            deliveries=tuple(self._deliveries(told, are_suppressed=webhook_mode == 0)),
             faults=tuple(self._fault() for _ in range(rng.choice((0, 1, 1, 2, 3, 4)))),
             kills=tuple(self._kills()),
             waits=tuple(self._wait(f"wait-{number}", plays) for number in range(rng.choice((1, 2, 2, 3)))),
+            transaction_status=more.choice(("sent", "sent", "absent", "ahead", "ahead")),
+            webhook_mode=webhook_mode,
+        )
+        waits = self._with_customers(schedule.waits, plays)
+        frozen = more.choice(plays).entity_id if more.random() < 0.2 else None
+        return replace(
+            schedule,
+            waits=waits,
+            frozen=() if frozen is None else (Frozen(round(more.uniform(0, self.span), 2) + 0.001, frozen),),
+            faults=schedule.faults + tuple(self._faults_of_identity(waits)),
         )
 
     def _often(self, share: float) -> bool:
@@ -221,7 +265,16 @@ class _Draw:
         row = {**like.body, "progress": progress, "reason": "" if progress == "COMPLETED" else "bad day"}
         return ExtraRow(self._when(), link_id, {**row, "link_id": self.rng.choice((link_id, link_id, "link-9", None))})
 
-    def _deliveries(self, plays: list[Play]) -> list[Delivery]:
+    def _blank_or_later(self, play: Play, *, is_once: bool) -> Play:
+        """Return a failed login of an unknown entity, or a statement whose transactions come later than its webhook."""
+        more = self.more
+        if not play.statement_id:
+            return replace(play, entity_id="") if more.random() < 0.3 else play
+        later = more.choice((0.0, 0.0, 0.25, 1.0, self.pace, 3 * self.pace))
+        # One that is run again would end, by its first run, in the middle of its second.
+        return replace(play, transactions_later=later) if is_once else play
+
+    def _deliveries(self, plays: list[Play], *, are_suppressed: bool) -> list[Delivery]:
         rng, deliveries = self.rng, []
         for play in plays:
             if play.ends < 0:
@@ -243,7 +296,11 @@ class _Draw:
             if self._often(0.15) and one.how == other.how == "prompt":
                 deliveries[number] = replace(one, at=max(one.at, other.at) + 0.5, how="out of order")
                 deliveries[number + 1] = replace(other, at=min(one.at, other.at), how="out of order")
-        return deliveries
+        by_hand = [play.body for play in plays if play.mode == "pdf"] if are_suppressed else []
+        honest = {"prompt", "doubled", "late", "out of order"}
+        return [
+            replace(one, how="suppressed") if one.how in honest and one.body in by_hand else one for one in deliveries
+        ]
 
     def _fault(self) -> Fault:
         rng = self.rng
@@ -308,3 +365,54 @@ class _Draw:
             gate["since"] = rng.choice((0.0, begins, -1.0, -5 * self.pace, self._when(), float(int(play.ends))))
         gate["failure_grace"] = rng.choice((0.0, self.pace, 3 * self.pace, 1800.0))
         return gate
+
+    def _with_customers(self, waits: tuple[Wait, ...], plays: list[Play]) -> tuple[Wait, ...]:
+        """Return the waits, of which some are for both records of a customer, or for ``transactions``."""
+        first, *rest = waits
+        kind = self.more.choice(("customer", "customer", "transactions", "as it was", "as it was"))
+        play = self.more.choice(plays)
+        if kind == "customer":
+            first = replace(first, is_of_customer=True, gate=self._customer_gate(play, plays, first.begins))
+            if self.more.random() < 0.4:
+                # The same customer again, or another one.
+                other = play if self.more.random() < 0.5 else self.more.choice(plays)
+                gate = self._customer_gate(other, plays, first.begins)
+                begins = first.begins + self.more.choice((0.0, 0.4, self.pace))
+                rest.append(replace(first, name="wait-more", gate=gate, begins=begins))
+        if kind == "transactions":
+            expected = {"expected_statements": self.more.choice((1, 1, 2))}
+            first = replace(first, gate={"entity_id": play.entity_id, "analysis": "transactions", **expected})
+        return (first, *rest)
+
+    def _customer_gate(self, play: Play, plays: list[Play], begins: float) -> dict[str, Any]:
+        more = self.more
+        gate: dict[str, Any] = {}
+        if play.link_id is not None:
+            gate["link_id"] = play.link_id if more.random() < 0.97 else "link-unknown"
+        if play.link_id is None or more.random() < 0.4:
+            gate["entity_id"] = play.entity_id
+        if "entity_id" in gate and more.random() < 0.4:
+            gate.pop("link_id", None)
+        elif len(gate) > 1 and more.random() < 0.3:
+            gate["entity_id"] = more.choice(plays).entity_id
+        mine = sorted({other.statement_id for other in plays if other.entity_id == play.entity_id} - {""})
+        gate["expected_statements"] = more.choice((1, 1, 2, 2, 3))
+        if mine and more.random() < 0.25:
+            gate |= {"statement_id": more.sample(mine, more.randint(1, len(mine))), "expected_statements": 1}
+        if more.random() < 0.35:
+            gate["since"] = more.choice((0.0, begins, -1.0, -5 * self.pace, float(int(play.ends))))
+        gate["failure_grace"] = more.choice((0.0, self.pace, 3 * self.pace, 1800.0))
+        return gate
+
+    def _faults_of_identity(self, waits: tuple[Wait, ...]) -> Iterator[Fault]:
+        more = self.more
+        if more.random() < 0.25:
+            kind = more.choice(("stale", "stale", "garbage", "403"))
+            after = round(more.uniform(0, self.span) * 4) / 4
+            times = {"after": after, "until": after + more.choice((1.0, 3.0, 20.0)) * self.pace}
+            if kind == "stale":
+                yield Fault(kind=kind, call="identity", seconds=more.choice((1.0, self.pace, 5 * self.pace)), **times)
+            elif all(wait.gate.get("analysis") != "identity" for wait in waits):
+                # It would end a wait for identity itself.
+                more_of_it = {"kind": "status", "status": 403} if kind == "403" else {"kind": kind}
+                yield Fault(call="identity", **more_of_it, **times)

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+from collections import deque
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,14 +28,18 @@ from schedules import REQUEST_TIMEOUT, Delivery, Schedule, Wait
 from simulated_time import Loop, simulated_time
 from wire import RecordKey, Reply, Wire, replaced
 
-from airflow_provider_bankconnect.gate import HistoryGate, ProgressGate
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook, BankConnectHook
 from airflow_provider_bankconnect.receiver.address import partition_key
+from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate
 from airflow_provider_bankconnect.sandbox import Statement
 from airflow_provider_bankconnect.sandbox.world import World
-from airflow_provider_bankconnect.sensors.bankconnect import BankConnectProgressSensor, BankConnectWebhookPayloadSensor
+from airflow_provider_bankconnect.sensors.bankconnect import (
+    BankConnectProgressSensor,
+    BankConnectStatementSensor,
+    BankConnectWebhookPayloadSensor,
+)
 from airflow_provider_bankconnect.triggers import poller as pollers
-from airflow_provider_bankconnect.triggers.poller import Poller
+from airflow_provider_bankconnect.triggers.bankconnect import _BankConnectTrigger
 
 try:
     import structlog
@@ -57,11 +62,11 @@ class Ask:
 
 @dataclass
 class Poke:
-    """One judgement: the answer that was judged, when, and the verdict."""
+    """One judgement: the answers that were judged, when, and the verdict."""
 
     at: float
     now: datetime
-    reply: Reply
+    replies: list[Reply]
     state: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -103,8 +108,8 @@ class Trace:
         ago = self.over - at
         if call == "webhook_payloads":
             return self.world.history(name, ago)
-        answer = self.world.analysis(name, call, None, ago)
-        return [] if answer is None else list(answer["progress"])
+        state = self.world.state(name, call, None, ago)
+        return [] if state is None else json.loads(state.progress)
 
 
 # The running simulation: some mutants read its webhooks.
@@ -117,7 +122,12 @@ def play(schedule: Schedule, mode: str = "deferred") -> Trace:
         loop = stack.enter_context(simulated_time(schedule.start, schedule.seed))
         clock = schedule_clock(schedule, loop)
         world = World(
-            clock=clock, seed=schedule.seed, timezone=schedule.vendor_zone, omits_unsent=False, log=lambda _: None
+            clock=clock,
+            seed=schedule.seed,
+            timezone=schedule.vendor_zone,
+            omits_unsent=schedule.webhook_mode is not None,
+            status=schedule.transaction_status,
+            log=lambda _: None,
         )
         connection = {"conn_type": "bankconnect", "host": "https://vendor.invalid", "password": "made-up-hash"}
         stack.enter_context(connected(schedule, connection | {"extra": {"api_key": "made-up-key"}}))
@@ -171,7 +181,7 @@ class Simulation:
         # In a triggerer a wait is found by its gate; a worker runs one wait at a time.
         self._by_gate: dict[int, tuple[object, Observed]] = {}
         self._on_a_worker: Observed | None = None
-        self._read: list[tuple[object, Reply]] = []
+        self._read: list[tuple[object, list[Reply]]] = []
 
     def run(self) -> Trace:
         """Play the schedule to its end."""
@@ -189,9 +199,14 @@ class Simulation:
 
     def _fill_the_records(self) -> None:
         world, call_at = self.trace.world, self.loop.call_at
+        # The simulation delivers the webhooks itself.
+        world.hooks_due = deque(maxlen=0)
+        if self._schedule.webhook_mode is not None:
+            world.register("https://receiver.invalid/", self._schedule.webhook_mode)
         for one in self._schedule.plays:
             values = {name: one.body[name] for name in ("link_id", "entity_id", "statement_id", "progress", "reason")}
-            values |= {"mode": one.mode, "later": {"salary": one.later, "identity": one.later / 2}, "transactions": 0}
+            later = {"salary": one.later, "identity": one.later / 2, "transactions": one.transactions_later}
+            values |= {"mode": one.mode, "later": later, "transactions": 0}
             if one.ends < 0:
                 world.play(Statement(**values, after=one.ends))
             else:
@@ -202,6 +217,14 @@ class Simulation:
                 functools.partial(world.payload, extra_row.row, filed_under=extra_row.filed_under, date_time=None),
             )
 
+        for frozen in self._schedule.frozen:
+            call_at(frozen.at, self._freeze, frozen.entity_id)
+
+    def _freeze(self, entity_id: str) -> None:
+        state = self.trace.world.state(entity_id, "identity")
+        if state is not None:
+            self.trace.world.progress(entity_id, json.loads(state.progress), "identity")
+
     # On a worker
 
     def sensor(self, wait: Wait) -> Any:
@@ -211,7 +234,8 @@ class Simulation:
             gate["since"] = self._schedule.moment(gate["since"])
         if "failure_grace" in gate:
             gate["failure_grace"] = timedelta(seconds=gate["failure_grace"])
-        kind = BankConnectWebhookPayloadSensor if "link_id" in gate else BankConnectProgressSensor
+        kind: Any = BankConnectWebhookPayloadSensor if "link_id" in gate else BankConnectProgressSensor
+        kind = BankConnectStatementSensor if wait.is_of_customer else kind
         return kind(
             task_id=wait.name,
             deferrable=self.trace.mode != "poke",
@@ -321,7 +345,7 @@ class Simulation:
     def _event(self, delivery: Delivery) -> None:
         self.trace.recorded.append((self.loop.time(), delivery))
         poller = pollers._pollers.get(self.loop, {}).get(CONNECTION)
-        if delivery.how != "dropped" and poller is not None and self._is_up:
+        if delivery.how not in {"dropped", "suppressed"} and poller is not None and self._is_up:
             link_id, entity_id = delivery.body["link_id"], delivery.body["entity_id"]
             poller.notify(dict.fromkeys((partition_key(link_id, entity_id), partition_key(None, entity_id))))
 
@@ -333,16 +357,18 @@ class Simulation:
 
         def noting_read(run: Any) -> Any:
             def noting(hook: object, call: Any) -> Any:
+                replies = self._wire.of_poke[None] = []
                 rows = run(hook, call)
-                self._read.append((rows, self._wire.last[None]))
+                self._read.append((rows, replies))
                 return rows
 
             return noting
 
         def noting_async_read(run: Any) -> Any:
-            async def noting(hook: object, call: Any) -> Any:
-                rows = await run(hook, call)
-                self._read.append((rows, self._wire.last[asyncio.current_task()]))
+            async def noting(hook: object, call: Any, **more: Any) -> Any:
+                replies = self._wire.of_poke[asyncio.current_task()] = []
+                rows = await run(hook, call, **more)
+                self._read.append((rows, replies))
                 return rows
 
             return noting
@@ -350,8 +376,8 @@ class Simulation:
         def noting_poke(judge: Any) -> Any:
             def noting(gate: object, rows: Any, now: datetime) -> Any:
                 observed = self._on_a_worker or self._by_gate[id(gate)][1]
-                reply = next(reply for read, reply in reversed(self._read) if read is rows)
-                poke = Poke(self.loop.time(), now, reply)
+                replies = next(replies for read, replies in reversed(self._read) if read is rows)
+                poke = Poke(self.loop.time(), now, replies)
                 observed.pokes.append(poke)
                 try:
                     verdict = judge(gate, rows, now)
@@ -370,6 +396,7 @@ class Simulation:
                 (BankConnectAsyncHook, "run", noting_async_read),
                 (HistoryGate, "judge", noting_poke),
                 (ProgressGate, "judge", noting_poke),
+                (CustomerGate, "judge", noting_poke),
             ):
                 stack.enter_context(patch.object(owner, name, noting(getattr(owner, name))))
             yield
@@ -377,14 +404,13 @@ class Simulation:
     @contextmanager
     def noting_asks(self) -> Iterator[None]:
         """Record when each wait pokes."""
-        ask = Poller.ask
+        poke = _BankConnectTrigger._poke
 
-        async def noting(poller: Poller, gate: Any, **more: Any) -> Any:
-            if id(gate) in self._by_gate:
-                self._by_gate[id(gate)][1].asks.append(Ask(self.loop.time(), self.restarts))
-            return await ask(poller, gate, **more)
+        async def noting(trigger: Any, *arguments: Any) -> None:
+            self._by_gate[id(trigger.gate)][1].asks.append(Ask(self.loop.time(), self.restarts))
+            await poke(trigger, *arguments)
 
-        with patch.object(Poller, "ask", noting):
+        with patch.object(_BankConnectTrigger, "_poke", noting):
             yield
 
 

@@ -5,12 +5,14 @@ It uses the vendor's answers (read by ``naive``), the vendor's records and the s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from naive import Reading, read_history, read_progress, when
+from naive import Reading, read_customer, read_history, read_progress, when
+from said import BrokenError, Said, heard, may_ask, recorded, requests_of, words_of
 from schedules import REQUEST_TIMEOUT
 
 if TYPE_CHECKING:
@@ -34,10 +36,6 @@ A_MOMENT = 0.05
 NOTHING = 1e-6
 
 
-class BrokenError(AssertionError):
-    """The theorem does not hold."""
-
-
 def check(trace: Trace) -> int:
     """Check a trace. Return how many waits the bound said would end before the deadline.
 
@@ -47,9 +45,11 @@ def check(trace: Trace) -> int:
     for observed in trace.waits:
         try:
             _reads_as_the_rules_say(trace, observed)
+            _stops_to_ask_for_identity(trace, observed)
             _ends_with_what_it_read(trace, observed)
             _keeps_its_deadline(trace, observed)
             _pokes_one_last_time(trace, observed)
+            _times_out_on_transactions(trace, observed)
             _pokes_at_its_pace(trace, observed)
             bounded += _is_no_later_than_the_bound(trace, observed)
         except BrokenError as error:
@@ -74,14 +74,18 @@ def check_alike(one: Trace, other: Trace) -> bool:
 # The verdict
 
 
-def read(schedule: Schedule, wait: Wait, rows: list[dict[str, Any]], at: float) -> Reading:
-    """Return what ``naive`` says of the rows of a record."""
+def read(schedule: Schedule, wait: Wait, said: Said, at: float) -> Reading:
+    """Return what ``naive`` says of what BankConnect said."""
     gate = dict(wait.gate)
-    if "link_id" not in gate:
-        return read_progress(gate, rows)
     if "since" in gate:
         gate["since"] = schedule.moment(gate["since"])
-    return read_history(gate, rows, schedule.our_zone, schedule.moment(at))
+    if said.is_stranger:
+        return Reading("pending")
+    if wait.is_of_customer:
+        return read_customer(gate, said.rows, said.items, schedule.our_zone, schedule.moment(at))
+    if "link_id" in gate:
+        return read_history(gate, said.rows, schedule.our_zone, schedule.moment(at))
+    return read_progress(gate, said.items[gate["entity_id"]])
 
 
 def _state(poke: Poke) -> str:
@@ -89,16 +93,43 @@ def _state(poke: Poke) -> str:
 
 
 def _reads_as_the_rules_say(trace: Trace, observed: Observed) -> None:
+    schedule, wait = trace.schedule, observed.wait
     for poke in observed.pokes:
-        reply, reading = poke.reply, read(trace.schedule, observed.wait, poke.reply.rows, poke.at)
-        if reply.record != observed.wait.record or reply.status != 200:
-            raise BrokenError(f"it judged an answer to another question: {reply}")
-        if not 0 <= poke.at - reply.answered <= SHARED + A_MOMENT or poke.now != trace.schedule.moment(poke.at):
+        said, last = heard(schedule, wait, poke.replies), poke.replies[-1]
+        if not 0 <= poke.at - last.answered <= SHARED + A_MOMENT or poke.now != schedule.moment(poke.at):
             raise BrokenError(f"it judged an old answer, or at a wrong time: {poke}")
+        reading = read(schedule, wait, said, poke.at)
         if _state(poke) != reading.state:
             raise BrokenError(f"the verdict was {poke.state}, not {reading}: {poke}")
-        if poke.state in {"passed", "failed"} and not reading.allows(poke.rows):
-            raise BrokenError(f"the rows were {poke.rows}, not {reading}")
+        if poke.state in {"passed", "failed"}:
+            if not reading.allows(poke.rows):
+                raise BrokenError(f"the rows were {poke.rows}, not {reading}")
+            sure = read(schedule, wait, said.without_word(), poke.at)
+            if sure.state != poke.state or not sure.allows(poke.rows):
+                raise BrokenError(f"the verdict was {poke.state} on the word of identity/: {poke}")
+
+
+def _stops_to_ask_for_identity(trace: Trace, observed: Observed) -> None:
+    """Check that a wait reads only ``transactions`` once ``identity`` is of no use; a killed triggerer forgets it."""
+    schedule, wait = trace.schedule, observed.wait
+    distrust, since = "", 0.0
+    for poke in observed.pokes if wait.uses_identity else ():
+        if any(since <= kill.at <= poke.at for kill in schedule.kills):
+            distrust = ""
+        words = words_of(poke.replies)
+        if distrust and words:
+            raise BrokenError(f"it asked for identity/ again, though {distrust}: {poke}")
+        said = heard(schedule, wait, poke.replies)
+        if not distrust and (said.distrust or _is_ahead(trace, observed, said, words, poke.at)):
+            distrust, since = said.distrust or "identity/ was ahead", poke.at
+
+
+def _is_ahead(trace: Trace, observed: Observed, said: Said, words: dict[str, Any], at: float) -> bool:
+    """Return whether ``identity`` said that all is over, and ``transactions`` did not."""
+    if said.on_word or not words:
+        return False
+    promised = read(trace.schedule, observed.wait, replace(said, items={**said.items, **words}), at)
+    return promised.state in {"passed", "failed"} and read(trace.schedule, observed.wait, said, at).state == "pending"
 
 
 def _ends_with_what_it_read(trace: Trace, observed: Observed) -> None:
@@ -137,7 +168,7 @@ def _keeps_its_deadline(trace: Trace, observed: Observed) -> None:
         raise BrokenError(f"it timed out early, at {observed.ended}")
     if trace.mode == "poke":
         # A thread that waits for an answer cannot be interrupted.
-        latest = deadline + SHORTEST_PAUSE + 2 * _slowest(schedule)
+        latest = deadline + SHORTEST_PAUSE + 2 * _slowest_poke(schedule, observed.wait)
     else:
         gone = [kill.back for kill in schedule.kills if kill.at < deadline + LAST_POKE]
         latest = max([deadline, *gone]) + LAST_POKE
@@ -149,13 +180,25 @@ def _pokes_one_last_time(trace: Trace, observed: Observed) -> None:
     """Check that a wait which times out has poked at its deadline, unless a ``Retry-After`` forbade it."""
     deadline = observed.wait.deadline
     theirs = [reply for reply in trace.replies if reply.answered <= observed.ended and _binds(reply, observed)]
-    own = [reply for reply in theirs if reply.record == observed.wait.record]
+    own = [reply for reply in theirs if reply.record in observed.wait.starts]
     poked = any(ask.at >= deadline - SHORTEST_PAUSE for ask in observed.asks)
     poked = poked or any(reply.answered >= deadline - SHORTEST_PAUSE for reply in own)
     pauses = [(may_ask_again(reply), reply) for reply in theirs]
     forbidden = any(until > deadline and until - reply.answered <= LONGEST_LAST_PAUSE for until, reply in pauses)
     if observed.state == "timeout" and not (poked or forbidden):
         raise BrokenError("it did not poke at its deadline")
+
+
+def _times_out_on_transactions(trace: Trace, observed: Observed) -> None:
+    """Check that the last poke of a wait that times out reads ``transactions``."""
+    wait, schedule = observed.wait, trace.schedule
+    late = [poke for poke in observed.pokes if poke.at >= wait.deadline]
+    if observed.state != "timeout" or not late or not heard(schedule, wait, late[-1].replies).on_word:
+        return
+    # A thread may be late with a usual poke; the last one that follows may have no answer.
+    after = [reply for reply in trace.replies if reply.sent > late[-1].at and may_ask(schedule, wait, reply.record)]
+    if not after:
+        raise BrokenError(f"the last poke did not read transactions/: {late[-1]}")
 
 
 def _binds(reply: Reply, observed: Observed) -> bool:
@@ -194,14 +237,14 @@ def _gives_the_vendor_its_time(trace: Trace) -> None:
 
 
 def _is_last_poke(trace: Trace, reply: Reply) -> bool:
-    deadlines = [observed.wait.deadline for observed in trace.waits if observed.wait.record[1] == reply.record[1]]
-    return any(deadline <= reply.sent <= deadline + LAST_POKE for deadline in deadlines)
+    waits = [observed.wait for observed in trace.waits if may_ask(trace.schedule, observed.wait, reply.record)]
+    return any(wait.deadline <= reply.sent <= wait.deadline + LAST_POKE for wait in waits)
 
 
 def _pokes_at_its_pace(trace: Trace, observed: Observed) -> None:
     wait, schedule = observed.wait, trace.schedule
-    sent = [reply for reply in trace.replies if reply.record == wait.record and not reply.resent]
-    sharing = sum(other.wait.record == wait.record for other in trace.waits)
+    sent = [reply for reply in trace.replies if reply.is_first and reply.record in wait.starts]
+    sharing = sum(bool(set(other.wait.starts) & set(wait.starts)) for other in trace.waits)
     for first, last in zip(sent, sent[sharing:], strict=False):
         if first.by == last.by and last.sent - first.sent < SHORTEST_PAUSE - NOTHING:
             raise BrokenError(f"more pokes within a second than there are waits: {first}, {last}")
@@ -239,7 +282,7 @@ def _leaves_nothing_running(trace: Trace) -> None:
         waits = [
             observed
             for observed in trace.waits
-            if reply.record in {observed.wait.record, ("entities", reply.record[1])}
+            if reply.record[0] == "entities" or may_ask(trace.schedule, observed.wait, reply.record)
         ]
         if not any(observed.began <= reply.sent <= observed.ended for observed in waits):
             raise BrokenError(f"asked when no wait was open: {reply}")
@@ -263,6 +306,10 @@ def _slowest(schedule: Schedule) -> float:
     return min(REQUEST_TIMEOUT, sum(fault.seconds for fault in schedule.faults if fault.kind == "delay"))
 
 
+def _slowest_poke(schedule: Schedule, wait: Wait) -> float:
+    return requests_of(schedule, wait) * _slowest(schedule)
+
+
 def _stalest(schedule: Schedule) -> float:
     return sum(fault.seconds for fault in schedule.faults if fault.kind == "stale")
 
@@ -271,26 +318,33 @@ def _unreliable(schedule: Schedule, wait: Wait, true_since: float) -> Iterator[t
     """Yield the times in which an answer may not show the records: from, until, and the pause that may follow."""
     for fault in schedule.faults:
         end = fault.until or float("inf")
+        if fault.call == "identity" and fault.kind in {"status", "garbage"}:
+            continue  # the poke reads transactions/ instead
         too_slow = fault.kind == "delay" and _slowest(schedule) >= REQUEST_TIMEOUT
         if too_slow or fault.kind in {"status", "reset", "half", "garbage", "redirect"}:
             asked = float(fault.retry_after or 0)
             yield fault.after, end, max(asked, 0.0 if fault.status == 404 else LONGEST_BACKOFF)
         if fault.kind == "stale":
             yield fault.after, min(end, true_since + _stalest(schedule)), 0.0
+    for frozen in schedule.frozen:
+        if wait.uses_identity and may_ask(schedule, wait, ("identity", frozen.entity_id)):
+            yield frozen.at, float("inf"), 0.0
     for kill in schedule.kills:
         yield kill.at, kill.back, min(wait.poke_interval, SPREAD)
 
 
 def bound(schedule: Schedule, wait: Wait, true_since: float) -> float:
     """Return the time by which a wait ends if the vendor's records say from ``true_since`` on that it has to."""
-    slow = _slowest(schedule)
+    slow = _slowest_poke(schedule, wait)
     latest = max(true_since, wait.begins)
     if true_since > wait.begins:
-        latest += SHARED + longest_pause(wait, true_since + SHARED)
+        # The first answers of a poke with several requests may be from before.
+        latest += SHARED + (slow if requests_of(schedule, wait) > 1 else 0.0)
+        latest += longest_pause(wait, latest)
     for start, end, pause in sorted(_unreliable(schedule, wait, true_since)):
         if start <= latest:
             # A poke that began in it, its answer, and the test call after a 404.
-            over = end + 2 * slow
+            over = end + slow + _slowest(schedule)
             latest = max(latest, over + max(pause, longest_pause(wait, over)) + RESUME)
     return latest + slow
 
@@ -300,17 +354,19 @@ def truth(trace: Trace, observed: Observed) -> list[tuple[float, Reading]]:
     changes = sorted(
         {at for at in _changes(trace, observed.wait) if observed.began < at <= observed.ended} | {observed.began}
     )
-    return [(at, read(trace.schedule, observed.wait, trace.known(observed.wait.record, at), at)) for at in changes]
+    return [(at, read(trace.schedule, observed.wait, recorded(trace, observed.wait, at), at)) for at in changes]
 
 
 def _changes(trace: Trace, wait: Wait) -> Iterator[float]:
     schedule = trace.schedule
     for play in schedule.plays:
         yield from (play.begins, play.ends, play.ends + play.later, play.ends + play.later / 2)
+        yield play.ends + play.transactions_later
     for extra_row in schedule.extra_rows:
         yield extra_row.at
+    yield from (frozen.at for frozen in schedule.frozen)
     if "link_id" in wait.gate:
-        for row in trace.known(wait.record, trace.over):
+        for row in trace.known(wait.starts[0], trace.over):
             at = (when(row, schedule.our_zone) - schedule.start) / timedelta(seconds=1)
             # The grace of a failure ends; a row is no longer in the future.
             yield from (at + wait.gate["failure_grace"], at - 300)
@@ -345,18 +401,20 @@ def decided(trace: Trace, observed: Observed) -> Reading | None:
     None where there are several, or where the bound is after the deadline.
     """
     wait, schedule = observed.wait, trace.schedule
+    if wait.is_of_customer and (_slowest(schedule) or _stalest(schedule)):
+        return None  # a poke may read its records as they were at different times
     first = next((at for at, reading in truth(trace, observed) if reading.ends(wait.on_failed)), None)
     if first is None or (until := bound(schedule, wait, first)) >= min(wait.deadline, trace.over):
         return None
-    stale = SHARED + _slowest(schedule) + _stalest(schedule)
+    stale = SHARED + _slowest_poke(schedule, wait) + _stalest(schedule)
     begins = observed.began - stale
     changes = sorted({at for at in _changes(trace, wait) if begins < at <= until} | {begins, observed.began})
     endings = set()
     for seen, next_seen in pairwise([*changes, until]):
-        rows = trace.known(wait.record, seen)
+        said = recorded(trace, wait, seen)
         for at in changes:
             if max(seen, observed.began) <= at <= next_seen + stale:
-                reading = read(schedule, wait, rows, at)
+                reading = read(schedule, wait, said, at)
                 if reading.ends(wait.on_failed):
                     endings.add(reading)
                 elif first <= at < next_seen:

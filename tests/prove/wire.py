@@ -41,7 +41,10 @@ RecordKey = tuple[str, str]
 
 @dataclass
 class Reply:
-    """One answer of the vendor, with ``status`` 0 for none. ``by`` names the process that asked."""
+    """One answer of the vendor, with ``status`` 0 for none. ``by`` names the process that asked.
+
+    ``is_first``: a poke began with it.
+    """
 
     by: str
     record: RecordKey
@@ -50,14 +53,20 @@ class Reply:
     answered: float = float("inf")
     answered_on: datetime | None = None
     resent: bool = False
+    is_first: bool = False
     status: int = 0
     retry_after: str | None = None
     body: bytes = b""
 
     @property
+    def json(self) -> dict[str, Any]:
+        """The answer; empty for an error."""
+        return json.loads(self.body) if self.status == 200 and self.body.startswith(b"{") else {}
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the answer."""
-        answer = json.loads(self.body) if self.status == 200 and self.body.startswith(b"{") else {}
+        answer = self.json
         return answer.get("payloads") or answer.get("progress") or []
 
 
@@ -68,8 +77,8 @@ class Wire:
         self.replies: list[Reply] = []
         self.by = ""
         self.sleep: Callable[[float], None] | None = None
-        # The last reply of each task; under None, that of the worker.
-        self.last: dict[asyncio.Task[Any] | None, Reply] = {}
+        # The replies to the poke of each task; under None, to that of the worker.
+        self.of_poke: dict[asyncio.Task[Any] | None, list[Reply]] = {}
         self._schedule = schedule
         self._world = world
         self._loop = loop
@@ -79,9 +88,8 @@ class Wire:
     async def fetch(self, url: str, by: str) -> Reply:
         """Answer a request of aiohttp, which repeats a GET once when the connection is lost without an answer."""
         for attempt in range(2):
-            reply, delay, complete = self._begin(url, by)
+            reply, delay, complete = self._begin(url, by, asyncio.current_task())
             reply.resent = attempt > 0
-            self.last[asyncio.current_task()] = reply
             try:
                 await asyncio.sleep(delay)
             except asyncio.CancelledError:
@@ -94,8 +102,7 @@ class Wire:
 
     def fetch_at_once(self, url: str) -> Reply:
         """Answer a request of ``requests``."""
-        reply, delay, complete = self._begin(url, self.by)
-        self.last[None] = reply
+        reply, delay, complete = self._begin(url, self.by, None)
         if self.sleep is not None:
             self.sleep(min(delay, REQUEST_TIMEOUT))
             if delay >= REQUEST_TIMEOUT:
@@ -106,7 +113,7 @@ class Wire:
             raise requests.ConnectionError
         return reply
 
-    def _begin(self, url: str, by: str) -> tuple[Reply, float, Callable[[], None]]:
+    def _begin(self, url: str, by: str, task: asyncio.Task[Any] | None) -> tuple[Reply, float, Callable[[], None]]:
         """Take a request. Return its reply, the seconds until that is there, and what completes it then."""
         parts = urlsplit(url)
         segments = parts.path.removeprefix("/bank-connect/v1/entity/").rstrip("/").split("/")
@@ -116,12 +123,17 @@ class Wire:
                 record = ("webhook_payloads", link_id)
             case [""]:
                 record = ("entities", link_id)
+            case [entity_id]:
+                record = ("entity", entity_id)
             case [entity_id, analysis]:
                 record = (analysis, entity_id)
         faults = self._faults.for_request(record[0])
         active: dict[str, Any] = {fault.kind: fault for fault in faults}
         reply = Reply(by, record, self._loop.time(), tuple(active))
         self.replies.append(reply)
+        of_poke = self.of_poke.setdefault(task, [])
+        reply.is_first = not of_poke
+        of_poke.append(reply)
         delay = sum(fault.seconds for fault in faults if fault.kind == "delay")
         active["stale"] = sum(fault.seconds for fault in faults if fault.kind == "stale")
         return reply, delay, functools.partial(self._complete, reply, active)
@@ -141,7 +153,7 @@ class Wire:
             reply.status, reply.body = (302 if "redirect" in active else 200), b"<html>Please come back later</html>"
             return
         reply.status, value = self._answer(reply.record, active["stale"])
-        for name in {"payloads", "progress"} & value.keys():
+        for name in {"payloads", "progress", "results"} & value.keys():
             rows = value[name]
             if rows and self._rng.random() < self._schedule.repeats:
                 rows = [*rows, *self._rng.choices(rows, k=2)]
@@ -162,6 +174,9 @@ class Wire:
             if self._schedule.unknown_is_404 and not self._world.knows_link(name):
                 return 404, {"detail": "Not found."}
             return 200, {"payloads": self._world.history(name, ago)}
+        if call == "entity":
+            found = self._world.entity(name)
+            return (404, {"detail": "Not found."}) if found is None else (200, found)
         answer = self._world.analysis(name, call, None, ago)
         return (404, {"detail": "Not found."}) if answer is None else (200, dict(answer))
 

@@ -40,7 +40,7 @@ def pass_gate(**arguments):
 
 
 def test_gate_reports_a_missed_webhook(served, box, sqlite, caplog, monkeypatch):
-    monkeypatch.setattr("airflow_provider_bankconnect.sensors.bankconnect._CHECK_SECONDS", 300.0)
+    monkeypatch.setattr("airflow_provider_bankconnect.sensors.base._CHECK_SECONDS", 300.0)
     add_minute_old(box)
     assert pass_gate() == ["statement-1"]
     assert served.front.requests == [f"POST /bankconnect/events/{CONN_ID}"]
@@ -58,7 +58,7 @@ async def test_gate_reports_no_recorded_webhook(box, caplog):
 
 
 def test_webhook_of_a_new_statement_is_not_missed_yet(served, box, monkeypatch):
-    monkeypatch.setattr("airflow_provider_bankconnect.sensors.bankconnect._WEBHOOK_DELAY", timedelta(minutes=10))
+    monkeypatch.setattr("airflow_provider_bankconnect.sensors.base._WEBHOOK_DELAY", timedelta(minutes=10))
     add_minute_old(box, date_time=None)
     assert pass_gate() == ["statement-1"]
     assert not served.front.requests

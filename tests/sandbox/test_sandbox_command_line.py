@@ -90,6 +90,23 @@ def test_it_prints_a_working_connection_and_logs_events(tmp_path):
     assert not Path(connection["extra"]["verify"]).exists()
 
 
+def test_it_plays_an_old_account_without_predictors_and_a_login_without_an_entity(tmp_path):
+    arguments = (
+        *("--statement", "link=l,entity=,statement=,progress=failed"),
+        *("--statement", "link=l,entity=e,after=0.1"),
+        *("--transaction-status", "absent"),
+        *("--not-enabled", "predictors", "--not-enabled", "score"),
+    )
+    with running(tmp_path, *arguments) as (_, connection, output):
+        until = time.monotonic() + 60
+        while len(rows := get(connection, "entity/webhook_payloads/?link_id=l").json()["payloads"]) < 2:
+            assert time.monotonic() < until
+        assert {row["entity_id"] for row in rows} == {"", "e"}
+        assert "transaction_status" not in get(connection, "entity/e/identity/").text
+        assert [get(connection, f"entity/e/{name}/").status_code for name in ("predictors", "score")] == [403, 403]
+        assert "link l: a login failed" in output.read_text()
+
+
 def test_sigterm_stops_it_and_the_ca_file_is_kept(tmp_path):
     with running(tmp_path, "--ca-file", tmp_path / "ca.pem") as (process, connection, output):
         assert connection["extra"]["verify"] == str(tmp_path / "ca.pem")
@@ -121,6 +138,9 @@ def test_an_unwritable_file_is_reported_in_one_line():
         (["--port", "99999"], "--port"),
         (["--timezone", "Nowhere/Land"], "Asia/Kolkata"),
         (["--api-key", "a b"], "api_key"),
+        (["--not-enabled", "balances"], "not_enabled: 'balances' is unknown; allowed: update_webhook"),
+        (["--transaction-status", "late"], "--transaction-status"),
+        (["--statement", "entity=,after=1"], "blank entity_id"),
         (["--bogus"], "--bogus"),
         (["--play", "/nowhere.toml"], "/nowhere.toml: No such file"),
     ],
@@ -198,6 +218,11 @@ def test_statements_and_faults_are_read_from_option_text():
     assert statement.later == {"identity": 3, "salary": 4}
     fault = read_fault("kind=status,call=transactions,status=429,retry_after=30,times=3,probability=0.5")
     assert (fault.status, fault.retry_after, fault.times, fault.probability) == (429, 30, 3, 0.5)
+
+
+def test_option_text_may_blank_the_entity_of_a_failed_login():
+    statement = read_statement("link=a,entity=,statement=,progress=failed")
+    assert (statement.entity_id, statement.statement_id) == ("", "")
 
 
 @pytest.mark.parametrize("text", ["link", "link=a,after", ""])

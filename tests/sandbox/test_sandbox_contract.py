@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import socket
+import time
 from itertools import pairwise
 
 import pytest
 import requests
 
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
+from airflow_provider_bankconnect.sandbox.models import ANALYSES
 
-ANALYSES = ("transactions", "accounts", "identity", "salary", "recurring_transactions", "lender_transactions")
 CALLS = [
     "entity/webhook_payloads/?link_id=l",
     "entity/",
     "entity/e/",
+    "entity/e/get_pdfs/",
     *(f"entity/e/{analysis}/" for analysis in ANALYSES),
 ]
 
@@ -85,6 +87,8 @@ def test_an_invalid_registration_is_refused_and_changes_nothing(client, body, fi
     [
         "entity/nobody/",
         "entity/nobody/transactions/",
+        "entity/nobody/xlsx_report/",
+        "entity/nobody/get_pdfs/",
         "entity/e/balances/",
         "entity/e/transactions",
         "entity/webhook_payloads?link_id=l",
@@ -189,23 +193,6 @@ def test_the_same_seed_invents_the_same_customers():
     assert customer(1) != customer(2)
 
 
-def test_other_analyses_are_subsets_of_the_same_transactions(client):
-    client.box.play(Statement(entity_id="e"))
-    rows = client.analysis("e")["transactions"]
-    assert client.analysis("e", "salary")["transactions"] == [row for row in rows if row["category"] == "Salary"] != []
-    assert all(row in rows for row in client.analysis("e", "lender_transactions")["transactions"])
-    assert client.analysis("e", "recurring_transactions")["transactions"]["debit_transactions"]
-    assert client.analysis("e", "identity")["identity"][0]["name"].endswith(" SAMPLE")
-    assert client.analysis("e", "accounts")["accounts"] == client.analysis("e")["accounts"]
-
-
-def test_account_id_filters_the_transactions(client):
-    client.box.play(Statement(entity_id="e"))
-    account = client.analysis("e")["accounts"][0]["account_id"]
-    assert client.get(f"entity/e/transactions/?account_id={account}").json()["transactions"]
-    assert client.get("entity/e/transactions/?account_id=another").json()["transactions"] == []
-
-
 def test_localhost_is_served_on_both_loopback_addresses(box):
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         try:
@@ -213,3 +200,34 @@ def test_localhost_is_served_on_both_loopback_addresses(box):
         except OSError:
             continue
         socket.create_connection((address, box.port), timeout=60).close()
+
+
+@pytest.mark.parametrize("call", ["predictors", "get_pdfs", "webhook_payloads", "entities"])
+def test_a_call_that_is_not_enabled_is_a_403_even_though_the_keys_are_right(serve, new_client, call):
+    path = {"webhook_payloads": "entity/webhook_payloads/", "entities": "entity/"}.get(call, f"entity/e/{call}/")
+    with serve(not_enabled=[call], statements=[Statement(link_id="l", entity_id="e")]) as client:
+        refused = client.get(path)
+        assert (refused.status_code, list(refused.json())) == (403, ["detail"])
+        assert client.get("entity/e/transactions/").status_code == 200
+        assert new_client(client.box, **{"x-api-key": "wrong"}).get(path).status_code == 401
+
+
+@pytest.mark.parametrize("call", ["balances", "*", "webhook", "file"])
+def test_not_enabled_refuses_an_unknown_call(call):
+    with pytest.raises(ValueError, match=r"not_enabled: .* is unknown; allowed: update_webhook, .*predictors"):
+        Sandbox(not_enabled=["score", call])
+
+
+def test_a_big_answer_is_made_once_and_then_answered_quickly(client, clock):
+    client.box.play(Statement(entity_id="e", statement_id="s", transactions=20_000))
+    first = client.get("entity/e/transactions/")
+    assert len(first.json()["transactions"]) == 20_000
+    started = time.monotonic()
+    for _ in range(5):
+        assert client.get("entity/e/transactions/").content == first.content
+    # About 0.03 seconds each on an idle machine.
+    assert time.monotonic() - started < 2.5
+    client.box.play(Statement(entity_id="e", statement_id="t", after=5, transactions=1))
+    assert client.statuses("e") == ["completed", "processing"]
+    clock.advance(5)
+    assert len(client.analysis("e")["transactions"]) == 20_001

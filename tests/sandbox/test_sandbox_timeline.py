@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from airflow_provider_bankconnect.sandbox import Sandbox, SimulatedClock, Statement
+from airflow_provider_bankconnect.sandbox.models import ANALYSES
 
 
 def test_a_statement_is_processing_until_it_is_completed(client, clock):
@@ -55,6 +56,31 @@ def test_two_equal_failed_logins_are_two_rows(client):
     assert first == second
 
 
+def test_a_failed_login_without_an_entity_has_a_blank_one_and_creates_none(client, clock, eventually):
+    client.register()
+    client.box.play(Statement(link_id="l", entity_id="", statement_id="", progress="failed", after=5))
+    assert client.history("l") == []
+    clock.advance(5)
+    (row,) = client.history("l")
+    assert (row["entity_id"], row["statement_id"], row["progress"]) == ("", "", "failed")
+    eventually(lambda: client.box.inbox)
+    assert client.box.inbox[0].body == {name: row[name] for name in row if name != "date_time"}
+    assert client.get("entity/?link_id=l").json()["count"] == client.get("entity/").json()["count"] == 0
+
+
+def test_a_later_statement_of_the_same_link_has_an_entity(client):
+    client.box.play(Statement(link_id="l", entity_id="", statement_id="", progress="failed"))
+    played = client.box.play(Statement(link_id="l"))
+    assert [row["entity_id"] for row in client.history("l")] == [played.entity_id, ""]
+    assert client.get("entity/?link_id=l").json()["count"] == 1
+
+
+def test_the_link_of_a_login_without_an_entity_is_known_before_it_fails(serve):
+    login = Statement(link_id="l", entity_id="", statement_id="", progress="failed", after=100)
+    with serve(unknown_link="404", statements=[login]) as client:
+        assert client.history("l") == []
+
+
 def test_a_statement_without_a_link_is_in_the_progress_and_never_in_the_history(client):
     client.box.play(Statement(entity_id="e", statement_id="s", mode="pdf"))
     assert client.statuses("e") == ["completed"]
@@ -88,6 +114,72 @@ def test_each_analysis_has_its_own_progress(client, clock):
     assert client.analysis("e", "identity")["identity"] == []
     clock.advance(30)
     assert client.statuses("e", "identity") == ["completed"]
+
+
+def transaction_statuses(client):
+    return [item.get("transaction_status", "absent") for item in client.analysis("e", "identity")["progress"]]
+
+
+@pytest.mark.parametrize("progress", ["completed", "failed"])
+def test_identity_has_the_status_of_the_transactions(client, clock, progress):
+    client.box.play(Statement(entity_id="e", after=5, progress=progress, later={"transactions": 30, "identity": 2}))
+    seen = []
+    for seconds in (5, 2, 28, 0):
+        seen.append((*client.statuses("e", "identity"), *transaction_statuses(client), *client.statuses("e")))
+        clock.advance(seconds)
+    assert seen == [
+        ("processing", "processing", "processing"),
+        ("processing", "processing", "processing"),
+        (progress, "processing", "processing"),
+        (progress, progress, progress),
+    ]
+
+
+def test_only_identity_has_a_transaction_status(client):
+    client.box.play(Statement(entity_id="e", processing_as="null", after=5))
+    assert transaction_statuses(client) == ["processing"]
+    for analysis in ANALYSES:
+        (item,) = client.analysis("e", analysis)["progress"]
+        assert ("transaction_status" in item) == (analysis == "identity")
+
+
+def test_an_old_account_has_no_transaction_status(serve):
+    with serve(transaction_status="absent", statements=[Statement(entity_id="e")]) as client:
+        client.box.progress("e", [{"status": "completed", "statement_id": "fixed"}])
+        assert transaction_statuses(client) == ["absent", "absent"]
+
+
+def test_a_transaction_status_that_runs_ahead_ends_with_the_statement(serve, clock):
+    statement = Statement(link_id="l", entity_id="e", after=5, later={"transactions": 30, "identity": 30})
+    with serve(clock=clock, transaction_status="ahead", statements=[statement]) as client:
+        assert transaction_statuses(client) == ["processing"]
+        clock.advance(5)
+        assert len(client.history("l")) == 1
+        assert (transaction_statuses(client), client.statuses("e")) == (["completed"], ["processing"])
+
+
+def test_the_transaction_status_follows_a_fixed_progress_of_the_transactions(client):
+    client.box.play(Statement(entity_id="e", statement_id="s"))
+    client.box.progress("e", [{"status": "processing", "statement_id": "s"}])
+    assert transaction_statuses(client) == ["processing"]
+    client.box.progress("e", [{"status": "failed", "statement_id": "s"}, {"status": None, "statement_id": ["odd"]}])
+    assert transaction_statuses(client) == ["failed", "processing"]
+    assert client.statuses("e", "identity") == ["completed", None]
+    client.box.progress("e", [])
+    assert transaction_statuses(client) == ["processing"]
+
+
+def test_a_fixed_progress_of_identity_stays_unchanged(client):
+    client.box.play(Statement(entity_id="e", statement_id="s"))
+    items = [{"status": "odd", "statement_id": "s"}]
+    client.box.progress("e", items, analysis="identity")
+    client.box.progress("e", [{"status": "failed", "statement_id": "s"}])
+    assert client.analysis("e", "identity")["progress"] == items
+
+
+def test_an_unknown_transaction_status_is_refused():
+    with pytest.raises(ValueError, match="transaction_status: 'late' is unknown; allowed: sent, absent, ahead"):
+        Sandbox(transaction_status="late")
 
 
 def test_a_status_may_be_null_while_the_statement_is_processed(client):
@@ -195,6 +287,10 @@ def test_history_omits_unsent_leaves_out_statements_without_a_webhook(serve, omi
     [
         ({"statement_id": ""}, "failed login"),
         ({"statement_id": "", "progress": "failed", "mode": "pdf"}, "failed login"),
+        ({"entity_id": ""}, "blank entity_id is for a failed login only"),
+        ({"entity_id": "", "statement_id": "s", "progress": "failed"}, "blank entity_id is for a failed login only"),
+        ({"entity_id": "", "statement_id": ""}, "failed login"),
+        ({"pdf_password": "p"}, "pdf_password is for a manual upload"),
         ({"begins": 5, "after": 1}, "begins"),
         ({"link_id": ""}, "at least 1 character"),
         ({"after": float("nan")}, "finite"),

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 import pytest
+from api_calls import DONE, ROW, answer, answer_with, first_request, page, payloads_of, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ from airflow_provider_bankconnect.api import (
     BankConnectCertificateError,
     BankConnectConnectionError,
     BankConnectError,
+    BankConnectHostError,
+    BankConnectLimitError,
     BankConnectNotFoundError,
     BankConnectNotReadyError,
     BankConnectRateLimitError,
@@ -27,6 +30,7 @@ from airflow_provider_bankconnect.api import (
     BankConnectServerError,
     BankConnectTimezoneError,
     BankConnectTransientError,
+    Entity,
     Request,
     Result,
     StatementProgress,
@@ -41,54 +45,6 @@ NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 KOLKATA = ZoneInfo("Asia/Kolkata")
 
 often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-
-ROW = {
-    "statement_id": "s1",
-    "entity_id": "e1",
-    "link_id": "L",
-    "progress": "completed",
-    "reason": "",
-    "date_time": "2020-03-06 12:46:33",
-}
-DONE = {"statement_id": "s1", "status": "completed", "source": "online", "message": None}
-
-
-def without(name, given=ROW):
-    return {key: value for key, value in given.items() if key != name}
-
-
-def answer(body, status=200):
-    return Answer(status, body if isinstance(body, bytes) else json.dumps(body).encode())
-
-
-def answer_with(call, *bodies):
-    """Drive a call; return its requests and its result."""
-    sent = []
-    step = api.advance(call)
-    for body in bodies:
-        assert isinstance(step, Request)
-        sent.append(step)
-        step = api.advance(call, answer(body))
-    assert isinstance(step, Result), f"another request: {step}"
-    return sent, step.value
-
-
-def first_request(call):
-    step = api.advance(call)
-    assert isinstance(step, Request)
-    return step
-
-
-def refusal(call, *bodies):
-    """Drive a call to the error of its last answer."""
-    with pytest.raises(BankConnectError) as caught:
-        answer_with(call, *bodies)
-    return caught.value
-
-
-def payloads_of(*rows, zone=UTC):
-    return answer_with(api.get_webhook_payloads("L", zone), {"payloads": rows})[1]
-
 
 # update_webhook
 
@@ -164,166 +120,6 @@ def test_times_are_read_in_the_connections_zone():
     assert row.date_time.tzinfo is UTC
 
 
-def test_payload_takes_a_datetime_of_any_zone():
-    made = WebhookPayload(**{**ROW, "date_time": datetime(2020, 3, 6, 18, 16, 33, tzinfo=KOLKATA)})
-    assert made == payloads_of(ROW)[0]
-    assert made.date_time.tzinfo is UTC
-
-
-def test_payload_takes_text_as_a_time_in_utc():
-    assert WebhookPayload(**ROW) == payloads_of(ROW)[0]
-
-
-def test_payload_refuses_a_naive_datetime():
-    with pytest.raises(ValueError, match="must be YYYY-MM-DD HH:MM:SS"):
-        WebhookPayload(**{**ROW, "date_time": datetime(2020, 3, 6)})  # noqa: DTZ001 - naive is the case
-
-
-def test_bytes_are_not_taken_for_text():
-    with pytest.raises(ValueError, match=r"progress"):
-        WebhookPayload(**{**ROW, "progress": b"completed"})
-
-
-def test_payload_cannot_be_changed():
-    with pytest.raises(ValueError, match="frozen"):
-        payloads_of(ROW)[0].progress = "failed"
-
-
-def test_unknown_fields_are_ignored():
-    body = {"payloads": [{**ROW, "event_name": "x", "more": {"deep": [1]}}], "next": None}
-    assert answer_with(api.get_webhook_payloads("L", UTC), body)[1] == payloads_of(ROW)
-
-
-def test_payload_of_a_manual_upload_may_have_no_link():
-    assert payloads_of({**ROW, "link_id": None})[0].link_id is None
-
-
-@pytest.mark.parametrize("blank", [None, "", " ", "\t\n"], ids=repr)
-def test_null_or_blank_statement_id_is_read_as_empty(blank):
-    """A blank id means that there was no upload; with spaces in it, it must not count as a statement."""
-    assert payloads_of({**ROW, "statement_id": blank})[0].statement_id == ""
-
-
-@pytest.mark.parametrize("blank", [None, "", " "], ids=repr)
-def test_null_or_blank_reason_is_read_as_empty(blank):
-    assert payloads_of({**ROW, "reason": blank})[0].reason == ""
-
-
-def test_texts_are_kept_unchanged():
-    odd = {**ROW, "statement_id": " s 1 ", "progress": " Done\n", "reason": " Wrong password\u202e ", "link_id": " "}
-    read = payloads_of(odd)[0]
-    assert {name: getattr(read, name) for name in ("statement_id", "progress", "reason", "link_id")} == {
-        name: odd[name] for name in ("statement_id", "progress", "reason", "link_id")
-    }
-
-
-EXPECTED = "webhook_payloads: HTTP 200, but not the documented JSON (with payloads): "
-
-
-@pytest.mark.parametrize(
-    ("body", "problem"),
-    [
-        ([], "body: Input should be an object"),
-        (None, "body: Input should be an object"),
-        ("payloads", "body: Input should be an object"),
-        ({}, "payloads: Field required"),
-        ({"payloads": None}, "payloads: Input should be a valid array"),
-        ({"payloads": {}}, "payloads: Input should be a valid array"),
-        ({"payloads": [None]}, "payloads.0: Input should be an object"),
-        ({"payloads": [[]]}, "payloads.0: Input should be an object"),
-        *(({"payloads": [without(name)]}, f"payloads.0.{name}: Field required") for name in ROW),
-        ({"payloads": [ROW, without("progress"), ROW]}, "payloads.1.progress: Field required"),
-        ({"payloads": [{**ROW, "progress": None}]}, "payloads.0.progress: Input should be a valid string"),
-        ({"payloads": [{**ROW, "progress": 1}]}, "payloads.0.progress: Input should be a valid string"),
-        ({"payloads": [{**ROW, "statement_id": 5}]}, "payloads.0.statement_id: Input should be a valid string"),
-        ({"payloads": [{**ROW, "reason": []}]}, "payloads.0.reason: Input should be a valid string"),
-        ({"payloads": [{**ROW, "link_id": 5}]}, "payloads.0.link_id: Input should be a valid string"),
-        ({"payloads": [{**ROW, "entity_id": None}]}, "payloads.0.entity_id: Input should be a valid string"),
-        ({"payloads": [{**ROW, "entity_id": " "}]}, "payloads.0.entity_id: Value error, must not be blank"),
-        *(
-            (
-                {"payloads": [{**ROW, "date_time": time}]},
-                "payloads.0.date_time: Value error, must be YYYY-MM-DD HH:MM:SS",
-            )
-            for time in (
-                "yesterday",
-                "",
-                None,
-                1583498793,
-                True,
-                [],
-                "2020-03-06",
-                "2020-03-06T12:46:33Z",
-                "2020-03-06 12:46:33.5",
-                "2020-03-06 12:46:60",
-                "2020-02-30 00:00:00",
-                "06-03-2020 12:46:33",
-            )
-        ),
-        (
-            {"payloads": [{}]},
-            (
-                "payloads.0.statement_id: Field required; payloads.0.entity_id: Field required; "
-                "payloads.0.link_id: Field required and 3 more"
-            ),
-        ),
-        (
-            {"payloads": [{"statement_id": "", "entity_id": "e", "link_id": None}]},
-            (
-                "payloads.0.progress: Field required; payloads.0.reason: Field required; "
-                "payloads.0.date_time: Field required"
-            ),
-        ),
-        (
-            {"payloads": [{"statement_id": "", "entity_id": "e"}]},
-            (
-                "payloads.0.link_id: Field required; payloads.0.progress: Field required; "
-                "payloads.0.reason: Field required and 1 more"
-            ),
-        ),
-        (b"", "body: Invalid JSON: EOF while parsing a value at line 1 column 0"),
-        (b"<html>Sorry</html>", "body: Invalid JSON: expected value at line 1 column 1"),
-        (b'{"payloads": [', "body: Invalid JSON: EOF while parsing a list at line 1 column 14"),
-        (b'{"payloads": NaN}', "payloads: Input should be a valid array"),
-    ],
-)
-def test_undocumented_history_is_refused_with_the_expected_fields(body, problem):
-    error = refusal(api.get_webhook_payloads("L", UTC), body)
-    assert type(error) is BankConnectResponseError
-    assert str(error) == EXPECTED + problem
-    assert error.status == 200
-    assert error.__cause__ is None
-    assert error.__suppress_context__
-
-
-@pytest.mark.parametrize(
-    ("ask", "body", "problems"),
-    [
-        (
-            lambda: api.get_webhook_payloads("L", UTC),
-            {"payloads": [ROW, *[{}] * 1000]},
-            (
-                "payloads.1.statement_id: Field required; payloads.1.entity_id: Field required; "
-                "payloads.1.link_id: Field required and 3 more"
-            ),
-        ),
-        (
-            lambda: api.get_progress("e1"),
-            {"progress": [DONE, *[{}] * 1000]},
-            "progress.1.statement_id: Field required; progress.1.status: Field required",
-        ),
-        (
-            lambda: api.get_entities("L"),
-            {"next": None, "results": [*[{}] * 1000]},
-            "results.0.entity_id: Field required; results.0.link_id: Field required",
-        ),
-    ],
-)
-def test_error_of_many_bad_rows_names_only_the_first(ask, body, problems):
-    """The errors of a megabyte of bad rows took two gigabytes."""
-    assert str(refusal(ask(), body)).endswith(f"): {problems}")
-
-
 @pytest.mark.parametrize(
     "body",
     [
@@ -340,7 +136,9 @@ def test_error_of_many_bad_rows_names_only_the_first(ask, body, problems):
     ids=lambda body: repr(body[:24]),
 )
 def test_broken_answer_is_a_response_error(body):
-    assert str(refusal(api.get_webhook_payloads("L", UTC), body)).startswith(EXPECTED)
+    error = refusal(api.get_webhook_payloads("L", UTC), body)
+    assert type(error) is BankConnectResponseError
+    assert str(error).startswith("webhook_payloads: HTTP 200, but not the documented JSON (with payloads): ")
 
 
 COSTLY = (
@@ -412,24 +210,25 @@ def test_analyses_are_those_of_bankconnect():
         "salary",
         "recurring_transactions",
         "lender_transactions",
+        "get_expense_categories",
+        "top_credits_debits",
+        "monthly_analysis_updated",
+        "xlsx_report",
+        "predictors",
+        "score",
     )
 
 
-@pytest.mark.parametrize("analysis", ["", "Salary", "../transactions", None, 1, ["salary"]], ids=repr)
-def test_unknown_analysis_is_refused_with_the_allowed_ones(analysis):
+@pytest.mark.parametrize("ask", [api.get_progress, api.get_analysis])
+@pytest.mark.parametrize("analysis", ["", "Salary", "../transactions", "get_pdfs", None, 1, ["salary"]], ids=repr)
+def test_unknown_analysis_is_refused_with_the_allowed_ones(ask, analysis):
     with pytest.raises(ValueError, match=r"^analysis") as caught:
-        next(api.get_progress("e1", analysis))
+        next(ask("e1", analysis))
     assert str(caught.value) == (
         "analysis must be one of transactions, accounts, identity, salary, recurring_transactions, "
-        f"lender_transactions, not {analysis!r}"
+        "lender_transactions, get_expense_categories, top_credits_debits, monthly_analysis_updated, xlsx_report, "
+        f"predictors, score, not {analysis!r}"
     )
-
-
-def test_progress_without_optional_fields_is_read():
-    body = {"progress": [{"statement_id": "s1", "status": None}]}
-    assert answer_with(api.get_progress("e1"), body)[1] == [
-        StatementProgress(statement_id="s1", status=None, source=None, message=None)
-    ]
 
 
 def test_empty_progress_is_read_as_no_items():
@@ -444,29 +243,157 @@ def test_answer_about_another_entity_is_refused(ask):
     assert error.status == 200
 
 
+# get_analysis
+
+
+# What each analysis has besides entity_id and progress.
+SHAPES = {
+    "transactions": {"accounts": [], "fraud": {"fraud_status": False}, "transactions": [{"amount": 12.5}]},
+    "accounts": {"accounts": [{"account_id": "a", "months": ["2018-11"]}]},
+    "identity": {"identity": [{"name": "A. Customer", "account_id": "a"}]},
+    "salary": {"transactions": []},
+    "recurring_transactions": {"transactions": {"credit_transactions": [], "debit_transactions": []}},
+    "lender_transactions": {"transactions": []},
+    "get_expense_categories": {"categories": [{"category": "Food", "percentage": 12}]},
+    "top_credits_debits": {"top_5_credit_debit": {"top_5_debit": [{"data": {"TO A. CUSTOMER": 100.0}}]}},
+    "monthly_analysis_updated": {"monthly_analysis": {"account_id": [{"a": {"monthly_analysis": {"Aug-2020": 1}}}]}},
+    "xlsx_report": {"reports": [{"account_id": "a", "link": "https://files.example/r.xlsx"}]},
+    "predictors": {"predictors": [{"account_id": "a", "predictors": {"abc": None}}]},
+    "score": {"score": [{"account_id": "a", "score": 7}]},
+}
+GOING = {**DONE, "status": "processing"}
+each_analysis = pytest.mark.parametrize("analysis", api.ANALYSES)
+
+
+def test_every_analysis_has_a_shape_here():
+    assert tuple(SHAPES) == api.ANALYSES
+
+
+@each_analysis
+def test_analysis_returns_the_whole_answer(analysis):
+    whole = {"entity_id": "e1", "progress": [DONE, {**DONE, "status": "failed"}], **SHAPES[analysis], "new": None}
+    sent, value = answer_with(api.get_analysis("e1", analysis), whole)
+    assert sent == [Request(analysis, "GET", f"entity/e1/{analysis}/")]
+    assert value == whole
+
+
+@each_analysis
 @pytest.mark.parametrize(
-    ("body", "problem"),
+    ("progress", "said"),
     [
-        ([], "body: Input should be an object"),
-        ({"entity_id": "e1"}, "progress: Field required"),
-        ({"entity_id": 5, "progress": []}, "entity_id: Input should be a valid string"),
-        ({"progress": None}, "progress: Input should be a valid array"),
-        ({"progress": [without("status", DONE)]}, "progress.0.status: Field required"),
-        ({"progress": [without("statement_id", DONE)]}, "progress.0.statement_id: Field required"),
-        (
-            {"progress": [DONE, {**DONE, "statement_id": ""}]},
-            "progress.1.statement_id: Value error, must not be blank",
-        ),
-        ({"progress": [{**DONE, "status": True}]}, "progress.0.status: Input should be a valid string"),
-        ({"progress": [{**DONE, "message": 1}]}, "progress.0.message: Input should be a valid string"),
-        ({"progress": [{**DONE, "source": {}}]}, "progress.0.source: Input should be a valid string"),
+        ([], "no statement yet"),
+        ([GOING], "1 of 1 statements are still being processed"),
+        ([DONE, {**DONE, "status": None}], "1 of 2 statements are still being processed"),
+        ([{"statement_id": "s1"}, {**DONE, "status": 7}], "2 of 2 statements are still being processed"),
     ],
 )
-@pytest.mark.parametrize("ask", [api.get_progress, api.get_transactions])
-def test_undocumented_analysis_is_refused_with_the_expected_fields(ask, body, problem):
-    error = refusal(ask("e1"), body)
+def test_analysis_is_refused_while_it_is_not_ready(analysis, progress, said):
+    body = {"entity_id": "e1", "progress": progress, **SHAPES[analysis]}
+    error = refusal(api.get_analysis("e1", analysis), body)
+    assert type(error) is BankConnectNotReadyError
+    assert str(error) == f"{analysis}: HTTP 200: {said}; wait for them with a sensor first"
+    assert error.status == 200
+
+
+EMPTY_LISTS = pytest.mark.parametrize(
+    ("analysis", "name"), [("xlsx_report", "reports"), ("predictors", "predictors"), ("score", "score")]
+)
+
+
+@EMPTY_LISTS
+@pytest.mark.parametrize("more", [lambda name: {name: []}, lambda name: {name: None}, lambda _: {}])
+def test_empty_list_is_not_ready_even_if_all_statements_are(analysis, name, more):
+    """BankConnect answers with an empty list, and HTTP 200, until it has the report."""
+    error = refusal(api.get_analysis("e1", analysis), {"entity_id": "e1", "progress": [DONE], **more(name)})
+    assert type(error) is BankConnectNotReadyError
+    assert str(error) == f"{analysis}: HTTP 200: its list '{name}' is still empty; try again later"
+    assert error.status == 200
+
+
+@EMPTY_LISTS
+def test_statement_in_progress_is_named_before_the_empty_list(analysis, name):
+    error = refusal(api.get_analysis("e1", analysis), {"progress": [GOING], name: []})
+    assert str(error) == (
+        f"{analysis}: HTTP 200: 1 of 1 statements are still being processed; wait for them with a sensor first"
+    )
+
+
+@EMPTY_LISTS
+def test_list_with_one_item_is_ready_whatever_the_item_is(analysis, name):
+    whole = {"progress": [DONE], name: [None]}
+    assert answer_with(api.get_analysis("e1", analysis), whole)[1] == whole
+
+
+@pytest.mark.parametrize(
+    "analysis", [name for name in api.ANALYSES if name not in {"xlsx_report", "predictors", "score"}]
+)
+@pytest.mark.parametrize(
+    "name", ["accounts", "identity", "transactions", "categories", "reports", "predictors", "score"]
+)
+def test_empty_list_of_another_analysis_is_a_result(analysis, name):
+    """A customer may have no salary."""
+    whole = {"entity_id": "e1", "progress": [DONE], name: []}
+    assert answer_with(api.get_analysis("e1", analysis), whole)[1] == whole
+
+
+BY_ACCOUNT = (
+    "transactions",
+    "salary",
+    "recurring_transactions",
+    "lender_transactions",
+    "get_expense_categories",
+)
+
+
+@pytest.mark.parametrize("analysis", BY_ACCOUNT)
+def test_analysis_of_one_account_is_requested(analysis):
+    path = f"entity/e%2F1/{analysis}/?account_id=a%26b%2Fc%20d"
+    assert first_request(api.get_analysis("e/1", analysis, "a&b/c d")) == Request(analysis, "GET", path)
+
+
+@pytest.mark.parametrize("analysis", [name for name in api.ANALYSES if name not in BY_ACCOUNT])
+@pytest.mark.parametrize("account_id", ["a", 7, "", "None"], ids=repr)
+def test_account_is_refused_where_bankconnect_does_not_filter(analysis, account_id):
+    """The answer would have the data of all accounts."""
+    with pytest.raises(ValueError, match=r"^account_id") as caught:
+        next(api.get_analysis("e1", analysis, account_id))
+    assert str(caught.value) == (
+        f"account_id cannot be given for {analysis}: BankConnect filters only get_expense_categories, "
+        "lender_transactions, recurring_transactions, salary, transactions"
+    )
+
+
+@each_analysis
+@pytest.mark.parametrize("ask", [api.get_analysis, api.get_progress])
+@pytest.mark.parametrize("other", ["e2", "E1", " e1", 1], ids=repr)
+def test_analysis_of_another_entity_is_refused(ask, analysis, other):
+    error = refusal(ask("e1", analysis), {"entity_id": other, "progress": [DONE], **SHAPES[analysis]})
     assert type(error) is BankConnectResponseError
-    assert str(error) == (f"transactions: HTTP 200, but not the documented JSON (with entity_id, progress): {problem}")
+    assert str(error) == f"{analysis}: HTTP 200, but the answer is about another entity"
+    assert error.status == 200
+
+
+@each_analysis
+@pytest.mark.parametrize("blank", [None, "", " "], ids=repr)
+def test_analysis_that_names_no_entity_is_read(analysis, blank):
+    whole = {"entity_id": blank, "progress": [DONE], **SHAPES[analysis]}
+    assert answer_with(api.get_analysis("e1", analysis), whole)[1] == whole
+
+
+@each_analysis
+def test_number_that_is_not_finite_is_refused_in_any_analysis(analysis):
+    body = json.dumps({"progress": [DONE], **SHAPES[analysis], "deep": [{"a": ["HERE"]}]}).replace('"HERE"', "1e999")
+    error = refusal(api.get_analysis("e1", analysis), body.encode())
+    assert type(error) is BankConnectResponseError
+    assert str(error) == f"{analysis}: HTTP 200, but not JSON: it has NaN, Infinity or too large a number"
+
+
+def test_last_of_equal_keys_counts():
+    """BankConnect uses the notes of transactions as keys."""
+    progress = json.dumps([DONE])
+    body = f'{{"progress": {progress}, "top_5_credit_debit": {{"NEFT": 1, "ATM": 2, "NEFT": 3}}}}'
+    read = answer_with(api.get_analysis("e1", "top_credits_debits"), body.encode())[1]
+    assert read == {"progress": [DONE], "top_5_credit_debit": {"NEFT": 3, "ATM": 2}}
 
 
 # get_transactions
@@ -536,15 +463,6 @@ def test_amount_that_is_no_finite_number_is_refused(amount):
 # get_entities
 
 
-def page(*ids, link="L", more=False):
-    return {
-        "count": 99,
-        "next": "https://elsewhere.example/steal" if more else None,
-        "previous": None,
-        "results": [{"entity_id": name, "link_id": link, "meta_data": {}} for name in ids],
-    }
-
-
 def test_entities_of_all_pages_are_returned_once_each_in_order():
     sent, value = answer_with(
         api.get_entities("a b/c"),
@@ -592,25 +510,70 @@ def test_size_limit_holds_for_all_pages_together(monkeypatch):
     assert str(refusal(api.get_entities("L"), half, rest + b" ")) == ENDLESS.replace("64", "1")
 
 
-@pytest.mark.parametrize(
-    ("body", "problem"),
-    [
-        ([], "body: Input should be an object"),
-        (without("next", page("e1")), "next: Field required"),
-        (without("results", page("e1")), "results: Field required"),
-        ({**page(), "next": 2}, "next: Input should be a valid string"),
-        ({**page(), "results": [{"entity_id": "e1"}]}, "results.0.link_id: Field required"),
-        ({**page(), "results": [{"link_id": "L"}]}, "results.0.entity_id: Field required"),
-        (page(""), "results.0.entity_id: Value error, must not be blank"),
-    ],
-)
-def test_undocumented_page_is_refused_with_the_expected_fields(body, problem):
-    error = refusal(api.get_entities("L"), body)
-    assert str(error) == f"entities: HTTP 200, but not the documented JSON (with next, results): {problem}"
-
-
 def test_bad_second_page_is_an_error():
     assert isinstance(refusal(api.get_entities("L"), page("e1", more=True), []), BankConnectResponseError)
+
+
+def test_link_may_have_as_many_entities_as_the_limit():
+    bodies = (page("e1", "e2", more=True), page("e2", "e3", None))
+    assert answer_with(api.get_entities("L", most=3), *bodies)[1] == ["e1", "e2", "e3"]
+    assert answer_with(api.get_entities("L", most=0), page())[1] == []
+
+
+def test_entities_of_other_links_do_not_count_towards_the_limit():
+    body = page("e1")
+    body["results"] += page("e2", "e3", link="M")["results"]
+    assert answer_with(api.get_entities("L", most=1), body)[1] == ["e1"]
+
+
+def test_link_with_more_entities_than_the_limit_is_refused_before_the_next_page():
+    call = api.get_entities("L", most=3)
+    api.advance(call)
+    assert api.advance(call, answer(page("e1", "e2", more=True))).path == "entity/?page=2&link_id=L"
+    with pytest.raises(BankConnectLimitError) as caught:
+        api.advance(call, answer(page("e3", "e4", more=True)))
+    assert str(caught.value) == (
+        "link 'L' has more than 3 entities, and each of them would be asked for at every check: name one with entity_id"
+    )
+    assert caught.value.status is None
+
+
+def test_entities_have_no_limit_where_none_is_given():
+    names = [f"e{number}" for number in range(2000)]
+    assert answer_with(api.get_entities("L"), page(*names))[1] == names
+
+
+# get_entity
+
+
+def test_entity_is_read_with_its_link():
+    sent, value = answer_with(
+        api.get_entity("e/1?"), {"entity_id": "e/1?", "link_id": "a b", "meta_data": {"name": "A. Customer"}}
+    )
+    assert sent == [Request("entity", "GET", "entity/e%2F1%3F/")]
+    assert value == Entity(entity_id="e/1?", link_id="a b")
+
+
+@pytest.mark.parametrize("body", [{"link_id": None}, {"link_id": ""}, {}], ids=repr)
+def test_entity_without_a_link_is_read(body):
+    assert answer_with(api.get_entity("e1"), {"entity_id": "e1", **body})[1] == Entity(entity_id="e1", link_id=None)
+
+
+def test_entity_that_does_not_name_itself_is_read():
+    assert answer_with(api.get_entity("e1"), {"link_id": "L"})[1] == Entity(entity_id="", link_id="L")
+
+
+def test_entity_of_a_whole_number_is_compared_with_its_text():
+    read = answer_with(api.get_entity(7), {"entity_id": 7, "link_id": 8})
+    assert read == ([Request("entity", "GET", "entity/7/")], Entity(entity_id="7", link_id="8"))
+
+
+@pytest.mark.parametrize("other", ["e2", "E1", "e1 ", 1], ids=repr)
+def test_another_entity_is_refused(other):
+    error = refusal(api.get_entity("e1"), {"entity_id": other, "link_id": "L"})
+    assert type(error) is BankConnectResponseError
+    assert str(error) == "entity: HTTP 200, but the answer is about another entity"
+    assert error.status == 200
 
 
 # Statuses and errors.
@@ -654,6 +617,10 @@ def test_compressed_error_is_its_status():
 
 
 KEYS = "some_call: HTTP {}: BankConnect refuses these keys. Check API Key and Server Hash of the connection"
+NOT_ENABLED = (
+    "some_call: HTTP {}: BankConnect refuses these keys, or your account is not enabled for some_call. "
+    "Check API Key and Server Hash of the connection; if other calls work, ask FinBox to enable this one"
+)
 REDIRECT = (
     "some_call: HTTP {}: a redirect, which is never followed: the keys would go with it. Check the connection's host"
 )
@@ -662,7 +629,8 @@ REDIRECT = (
 @pytest.mark.parametrize(
     ("status", "kind", "message"),
     [
-        *((status, BankConnectAuthError, KEYS) for status in (401, 402, 403)),
+        *((status, BankConnectAuthError, KEYS) for status in (401, 402)),
+        (403, BankConnectAuthError, NOT_ENABLED),
         (404, BankConnectNotFoundError, "some_call: HTTP {}: unknown, or nothing there yet"),
         (429, BankConnectRateLimitError, "some_call: HTTP {}: too many calls"),
         *(
@@ -681,6 +649,14 @@ def test_each_status_has_its_error(status, kind, message):
     assert type(error) is kind
     assert str(error) == message.format(status)
     assert error.status == status
+
+
+@each_analysis
+def test_403_names_the_analysis_that_may_not_be_enabled(analysis):
+    with pytest.raises(BankConnectAuthError) as caught:
+        check_status(first_request(api.get_analysis("e1", analysis)), answer(b"", 403))
+    assert str(caught.value).startswith(f"{analysis}: HTTP 403: ")
+    assert f"your account is not enabled for {analysis}. " in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -809,6 +785,8 @@ ERRORS = [
     BankConnectServerError("m", status=500, retry_after=None),
     BankConnectConnectionError("m", retry_after=3.0),
     BankConnectCertificateError("m"),
+    BankConnectHostError("m"),
+    BankConnectLimitError("m"),
     BankConnectResponseError("m", status=200),
     BankConnectNotReadyError("m", status=200),
     BankConnectTimezoneError("m"),
@@ -838,6 +816,7 @@ def test_transient_errors_have_a_retry_after():
         BankConnectServerError,
         BankConnectConnectionError,
         BankConnectCertificateError,
+        BankConnectHostError,
     }
     assert BankConnectConnectionError("m").retry_after is None
     assert BankConnectConnectionError("m").status is None
@@ -871,8 +850,22 @@ CALLS = [
     (lambda: api.get_webhook_payloads("L", UTC), {"payloads": [ROW]}),
     (lambda: api.get_progress("e1"), {"entity_id": "e1", "progress": [DONE]}),
     (lambda: api.get_transactions("e1"), {"entity_id": "e1", "progress": [DONE], "transactions": [{"amount": 1}]}),
+    (
+        lambda: api.get_analysis("e1", "xlsx_report"),
+        {"progress": [DONE], "reports": [{"account_id": "a", "link": "x"}]},
+    ),
     (lambda: api.get_entities("L"), page("e1")),
+    (lambda: api.get_entity("e1"), {"entity_id": "e1", "link_id": "L", "meta_data": {"a": 1}}),
+    (
+        lambda: api.get_webhook_payloads("L", UTC),
+        {"payloads": [{**ROW, "progress": "failed"}, {**ROW, "progress": "failed", "date_time": "x"}]},
+    ),
 ]
+
+
+def test_error_of_a_lost_row_does_not_quote_its_statement():
+    row = {**ROW, "statement_id": MARKER, "progress": "failed"}
+    assert MARKER not in str(refusal(api.get_webhook_payloads("L", UTC), {"payloads": [row, {**row, "date_time": 1}]}))
 
 
 def error_of(call, body):
@@ -922,6 +915,46 @@ def test_call_ends_with_a_result_value():
     call = api.get_webhook_payloads("L", UTC)
     assert api.advance(call) == Request("webhook_payloads", "GET", "entity/webhook_payloads/?link_id=L")
     assert api.advance(call, answer({"payloads": []})) == Result([])
+
+
+ERROR = BankConnectNotFoundError("m", status=404)
+
+
+@pytest.mark.parametrize("error", [ERROR, BankConnectServerError("m", status=503, retry_after=1.0)], ids=repr)
+def test_error_of_a_request_is_thrown_into_the_call(error):
+    call = api.get_progress("e1")
+    api.advance(call)
+    with pytest.raises(BankConnectError) as caught:
+        api.advance(call, error)
+    assert caught.value is error
+    with pytest.raises(StopIteration):
+        next(call)
+
+
+def tolerant(*requests):
+    """Go on after an error; return what came for each request."""
+    came = []
+    for request in requests:
+        try:
+            came.append((yield request))
+        except BankConnectError as error:
+            came.append(error)
+    return came
+
+
+def test_call_that_handles_an_error_goes_on():
+    first, second = Request("a", "GET", "a"), Request("b", "GET", "b")
+    call = tolerant(first, second)
+    given = answer({})
+    assert api.advance(call) is first
+    assert api.advance(call, ERROR) is second
+    assert api.advance(call, given) == Result([ERROR, given])
+
+
+def test_call_may_end_with_a_result_after_an_error():
+    call = tolerant(Request("a", "GET", "a"))
+    api.advance(call)
+    assert api.advance(call, ERROR) == Result([ERROR])
 
 
 # Ids.
@@ -995,7 +1028,10 @@ def test_answers_for_a_whole_number_are_compared_with_its_text():
         ("link_id", api.get_entities),
         ("entity_id", api.get_progress),
         ("entity_id", api.get_transactions),
+        ("entity_id", api.get_entity),
+        ("entity_id", lambda value: api.get_analysis(value, "score")),
         ("account_id", lambda value: api.get_transactions("e1", value)),
+        ("account_id", lambda value: api.get_analysis("e1", "salary", value)),
     ],
 )
 @pytest.mark.parametrize("value", ["", " ", "None", "..", "\udfff", True, ["a"]], ids=repr)

@@ -32,18 +32,17 @@ from gate_cases import (
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.arguments import is_literal
+from airflow_provider_bankconnect.expectation import check_on_failed
 from airflow_provider_bankconnect.gate import (
     Expectation,
-    HistoryGate,
-    ProgressGate,
     Row,
     Verdict,
-    check_on_failed,
     judge_history,
     judge_progress,
     newest_of_each_statement,
     why_not_considered,
 )
+from airflow_provider_bankconnect.records import HistoryGate, ProgressGate
 
 NOW = datetime(2026, 11, 20, 12, 30, 45, tzinfo=UTC)
 

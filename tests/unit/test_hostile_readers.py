@@ -21,6 +21,7 @@ from airflow_provider_bankconnect.api import (
     BankConnectError,
     BankConnectTransientError,
     ConnectionSettings,
+    Entity,
     Request,
     Result,
     StatementProgress,
@@ -103,13 +104,18 @@ ROW = {
     "reason": PLANTED,
     "date_time": "2020-03-06 12:46:33",
 }
-ITEM = {"statement_id": "s1", "status": "completed", "source": "online", "message": PLANTED}
-HISTORY = {"payloads": [ROW, ROW | {"statement_id": "", "progress": "failed", "date_time": "2020-03-06 12:46:34"}]}
+ITEM = {
+    "statement_id": "s1", "status": "completed", "source": "online", "message": PLANTED,
+    "transaction_status": "completed",
+}  # fmt: skip
+FAILED = ROW | {"statement_id": PLANTED * 40, "progress": "failed", "date_time": "2020-03-06 12:46:34"}
+HISTORY = {"payloads": [ROW, FAILED, FAILED | {"statement_id": ""}]}
 ANALYSIS = {
     "entity_id": "e1",
     "progress": [ITEM, ITEM | {"statement_id": "s2", "status": "failed"}],
     "accounts": [{"account_number": PLANTED}],
     "transactions": [{"amount": 12.5, "note": PLANTED}, {"amount": -1, "balance": 10**30}],
+    "reports": [{"account_id": "a", "link": PLANTED}],
 }
 ENTITY = {"entity_id": "e1", "link_id": "L", "meta_data": {"name": PLANTED}}
 PAGE = {"count": 2, "next": None, "previous": None, "results": [ENTITY, ENTITY | {"entity_id": "e2"}]}
@@ -221,6 +227,11 @@ def read(call, *bodies):
     return step.value
 
 
+def is_text_or_empty(value):
+    """Whether it is a text, and not one of blanks only."""
+    return type(value) is str and (value == "" or bool(value.strip()))
+
+
 @fuzz
 @given(answers_like(HISTORY), st.sampled_from([UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))]))
 @example(b"[" * 300, UTC)
@@ -228,6 +239,9 @@ def read(call, *bodies):
 @example(b'{"payloads":[],"x":' + b'{"a":' * 300, UTC)
 @example(b'{"payloads":' + b"9" * 5000 + b"}", UTC)
 @example(b'{"payloads":[' + b"{}," * 5000 + b"{}]}", UTC)
+@example(b'{"payloads":[' + b"null," * 5000 + b"null]}", UTC)
+@example(b'{"payloads":[' + b'{"statement_id":"","x":[]},' * 5000 + b"null]}", UTC)
+@example(json.dumps({"payloads": [FAILED, FAILED | {"date_time": PLANTED}]}).encode(), UTC)
 def test_history_is_read_as_rows_or_refused(body, zone):
     rows = read(api.get_webhook_payloads("L", zone), body)
     if rows is None:
@@ -236,9 +250,8 @@ def test_history_is_read_as_rows_or_refused(body, zone):
     for row in rows:
         assert type(row) is WebhookPayload
         texts = (row.statement_id, row.entity_id, row.progress, row.reason)
-        assert all(type(text) is str for text in texts)
-        assert row.entity_id.strip()
-        assert row.link_id is None or type(row.link_id) is str
+        assert all(is_text_or_empty(text) for text in texts)
+        assert row.link_id is None or (type(row.link_id) is str and row.link_id.strip())
         assert row.date_time.tzinfo is UTC
         "".join((*texts, row.link_id or "")).encode()
     assert [row.date_time for row in rows] == sorted((row.date_time for row in rows), reverse=True)
@@ -255,9 +268,10 @@ def test_progress_is_read_as_items_or_refused(body):
     assert type(items) is list
     for item in items:
         assert type(item) is StatementProgress
-        assert type(item.statement_id) is str
-        assert item.statement_id.strip()
-        assert all(text is None or type(text) is str for text in (item.status, item.source, item.message))
+        assert is_text_or_empty(item.statement_id)
+        texts = (item.status, item.source, item.message, item.transaction_status)
+        assert all(text is None or type(text) is str for text in texts)
+        assert item.statement_id or (item.status or "").lower() != "completed"
 
 
 def of(value):
@@ -270,19 +284,22 @@ def of(value):
 
 
 @fuzz
-@given(answers_like(ANALYSIS))
-@example(b'{"progress":[{"statement_id":"s","status":"completed"}],"transactions":[{"amount":1e999}]}')
-@example(b'{"progress":[{"statement_id":"s","status":"completed"}],"x":' + b"[" * 198 + b"]" * 198 + b"}")
-@example(b'{"progress":[{"statement_id":"s","status":"completed"}],"x":' + b"9" * 4300 + b"}")
-def test_transactions_are_read_whole_or_refused(body):
-    whole = read(api.get_transactions("e1"), body)
+@given(answers_like(ANALYSIS), st.sampled_from(["transactions", "top_credits_debits", "xlsx_report"]))
+@example(b'{"progress":[{"statement_id":"s","status":"completed"}],"transactions":[{"amount":1e999}]}', "transactions")
+@example(b'{"progress":[{"statement_id":"s","status":"completed"}],"x":' + b"[" * 198 + b"]" * 198 + b"}", "salary")
+@example(b'{"progress":[{"statement_id":"s","status":"completed"}],"x":' + b"9" * 4300 + b"}", "score")
+@example(b'{"progress":[{"statement_id":"s","status":"completed"}],"reports":[]}', "xlsx_report")
+def test_analysis_is_read_whole_or_refused(body, analysis):
+    whole = read(api.get_analysis("e1", analysis), body)
     if whole is None:
         return
+    assert analysis != "xlsx_report" or whole["reports"] not in ([], None)
     assert type(whole) is dict
     # The checked values are the returned ones, even where a name occurs twice.
     assert whole["progress"]
     assert {item["status"].lower() for item in whole["progress"]} <= {"completed", "failed"}
-    assert whole.get("entity_id") in (None, "e1")
+    entity_id = whole.get("entity_id")
+    assert entity_id in (None, "e1") or (type(entity_id) is str and not entity_id.strip())
     for value in of(whole):
         assert type(value) in (dict, list, str, int, float, bool, type(None))
         assert not isinstance(value, float) or math.isfinite(value)
@@ -300,6 +317,18 @@ def test_entities_are_read_as_ids_or_refused_from_a_limited_number_of_pages(bodi
     assert type(ids) is list
     assert all(type(name) is str and name.strip() for name in ids)
     assert len(set(ids)) == len(ids)
+
+
+@fuzz
+@given(answers_like(ENTITY))
+@example(b'{"entity_id":"e2","link_id":"L"}')
+def test_entity_is_read_with_its_link_or_refused(body):
+    entity = read(api.get_entity("e1"), body)
+    if entity is None:
+        return
+    assert type(entity) is Entity
+    assert entity.entity_id in ("", "e1")
+    assert entity.link_id is None or (type(entity.link_id) is str and entity.link_id.strip())
 
 
 headers = st.one_of(

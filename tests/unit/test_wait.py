@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate, ProgressGate, Row, Verdict
+from airflow_provider_bankconnect.gate import Expectation, Row, Verdict
+from airflow_provider_bankconnect.records import HistoryGate, ProgressGate
 from airflow_provider_bankconnect.wait import End, Pause, Poke, SharedPause, TestCall, Wait, WaitArguments
 
 NOW = datetime(2026, 11, 28, 20, 41, tzinfo=UTC)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect import wait as rules
-from airflow_provider_bankconnect.gate import Expectation, HistoryGate, Row, Verdict
+from airflow_provider_bankconnect.gate import Expectation, Row, Verdict
+from airflow_provider_bankconnect.records import HistoryGate
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait
 
 START = datetime(2026, 11, 28, tzinfo=UTC)
