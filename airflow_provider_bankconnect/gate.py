@@ -202,8 +202,7 @@ class _Customer:
         """Return in words what is there while the verdict is pending."""
         left_out = f"; {_count(self.left_out)} only in the progress, which has no times" if self.left_out else ""
         if not self.going and not self.undated:
-            nothing = self.expectation.link_id is None
-            return ("no statement that counts" if nothing else history.because) + left_out
+            return (history.because if history.rows else "no statement that counts") + left_out
         in_progress = {(row.entity_id, row.statement_id) for row in self.going}
         in_progress |= {(row.entity_id, row.statement_id) for row in self.dated if not _is(row, *_RANK)}
         most = max(self.done(entity_id, "completed") for entity_id in self._entities())

@@ -73,7 +73,7 @@ TYPOS = {
     "analysis": 'BankConnectProgressSensor(task_id="t", entity_id="x", analysis="transaction")',
     "deferrable": 'BankConnectProgressSensor(task_id="t", entity_id="x", deferrable="yes")',
     "no link": 'BankConnectWebhookPayloadSensor(task_id="t", link="x")',
-    "no entity": 'BankConnectStatementSensor(task_id="t", entity="x")',
+    "entities": 'BankConnectStatementSensor(task_id="t", entity_id=["x", "y"])',
     "a list": 'BankConnectWebhookPayloadSensor(task_id="t", link_id=["x", "y"])',
     "half a statement": 'BankConnectProgressSensor(task_id="t", entity_id="x", expected_statements=1.5)',
     "minutes": 'BankConnectWebhookPayloadSensor(task_id="t", link_id="x", failure_grace=30)',

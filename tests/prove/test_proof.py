@@ -15,6 +15,8 @@ from schedules import draw
 from simulation import play
 from theorem import BrokenError
 
+from airflow_provider_bankconnect import gate, records
+
 
 @settings(
     max_examples=200,
@@ -49,6 +51,13 @@ def test_seed_is_played_the_same_each_time(seed):
 def test_source_text_of_a_named_mutant_exists(name):
     with planted(name):
         pass
+
+
+def test_mutant_is_planted_in_each_module_that_has_imported_the_function():
+    before = gate.judge_history
+    with planted("adds up two entities"):
+        assert records.judge_history is gate.judge_history is not before
+    assert records.judge_history is gate.judge_history is before
 
 
 def test_mutant_whose_source_text_does_not_exist_is_an_error(monkeypatch):
