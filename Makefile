@@ -16,6 +16,7 @@ CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
 .PHONY: help install lint types test receiver chaos prove demo standalone docs readme browser matrix bench bench-receiver \
+	bench-small-answers \
 	mutants constraints clean
 
 help:  ## Show this list
@@ -80,6 +81,9 @@ bench: $(READY)  ## Measure what waits cost a triggerer, compared with other pro
 
 bench-receiver: $(READY)  ## Measure how fast webhooks become runs, and how many at once (15 min); QUICK=1 (2 min)
 	@$(PY) benchmarks/receiver.py $(if $(QUICK),--quick)
+
+bench-small-answers: $(READY)  ## Measure waits for many transactions against another checkout (8 min); BASE=DIR QUICK=1 (2 min)
+	@$(PY) benchmarks/small_answers.py --base "$(BASE)" $(if $(QUICK),--quick)
 
 mutants: $(READY)  ## Measure how many planted defects the unit tests find (6 min)
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \

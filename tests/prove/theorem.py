@@ -401,8 +401,11 @@ def decided(trace: Trace, observed: Observed) -> Reading | None:
     None where there are several, or where the bound is after the deadline.
     """
     wait, schedule = observed.wait, trace.schedule
-    if wait.is_of_customer and (_slowest(schedule) or _stalest(schedule)):
-        return None  # a poke may read its records as they were at different times
+    if wait.is_of_customer and any(
+        fault.kind in {"delay", "stale"} or fault.status == 404 for fault in schedule.faults
+    ):
+        # A poke may read its records as they were at different times, or no history: a link with a 404 has no rows.
+        return None
     first = next((at for at, reading in truth(trace, observed) if reading.ends(wait.on_failed)), None)
     if first is None or (until := bound(schedule, wait, first)) >= min(wait.deadline, trace.over):
         return None

@@ -58,9 +58,9 @@ class Reply:
     retry_after: str | None = None
     body: bytes = b""
 
-    @property
+    @functools.cached_property
     def json(self) -> dict[str, Any]:
-        """The answer; empty for an error."""
+        """The answer, once it is there; empty for an error."""
         return json.loads(self.body) if self.status == 200 and self.body.startswith(b"{") else {}
 
     @property
