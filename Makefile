@@ -16,8 +16,7 @@ CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
 .PHONY: help install lint types test receiver chaos prove demo standalone docs readme browser matrix bench bench-receiver \
-	bench-small-answers \
-	mutants constraints clean
+	bench-small mutants constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -82,7 +81,7 @@ bench: $(READY)  ## Measure what waits cost a triggerer, compared with other pro
 bench-receiver: $(READY)  ## Measure how fast webhooks become runs, and how many at once (15 min); QUICK=1 (2 min)
 	@$(PY) benchmarks/receiver.py $(if $(QUICK),--quick)
 
-bench-small-answers: $(READY)  ## Measure waits for many transactions against another checkout (8 min); BASE=DIR QUICK=1 (2 min)
+bench-small: $(READY)  ## Measure waits for many transactions against another checkout (8 min); BASE=DIR QUICK=1 (2 min)
 	@$(PY) benchmarks/small_answers.py --base "$(BASE)" $(if $(QUICK),--quick)
 
 mutants: $(READY)  ## Measure how many planted defects the unit tests find (6 min)

@@ -68,7 +68,7 @@ class Case:
     tight: bool = False
 
 
-def expect_arguments(case: Case | ProgressCase, now: datetime) -> dict[str, Any]:
+def expect_arguments(case: Case | ProgressCase | CustomerCase, now: datetime) -> dict[str, Any]:
     """Return the arguments of the case's Expectation, without ``link_id``."""
     arguments = dict(case.expect)
     if "since_ago" in arguments:
@@ -81,7 +81,7 @@ def expectation(case: Case, now: datetime) -> Expectation:
     return Expectation(link_id=LINK, **expect_arguments(case, now))
 
 
-def payloads(case: Case, now: datetime) -> list[WebhookPayload]:
+def payloads(case: Case | CustomerCase, now: datetime) -> list[WebhookPayload]:
     """Return the case's history as models."""
     return [
         WebhookPayload(
@@ -96,7 +96,7 @@ def payloads(case: Case, now: datetime) -> list[WebhookPayload]:
     ]
 
 
-def payload_dicts(case: Case, now: datetime) -> list[dict[str, str | None]]:
+def payload_dicts(case: Case | CustomerCase, now: datetime) -> list[dict[str, str | None]]:
     """Return the case's history in the vendor's JSON form; ``now`` should be a whole second."""
     return [
         {
@@ -324,6 +324,132 @@ CASES: Final = (
         (attempt(ago=2 * HOUR, reason="first"), attempt(ago=HOUR, reason="second")),
         "failed",
         result=("", ""),
+    ),
+    # Rows that name no entity.
+    Case(
+        "an old failed login of an unknown entity fails the gate",
+        (attempt(ago=HOUR, entity=""),),
+        "failed",
+        result=("",),
+    ),
+    Case("a new failed login of an unknown entity does not count yet", (attempt(entity=""),), "pending", result=("",)),
+    Case(
+        "a failed login of an unknown entity is not considered if entity_id is given",
+        (attempt(ago=HOUR, entity=""),),
+        "pending",
+        expect={"entity_id": ENTITY},
+        result=(),
+    ),
+    Case(
+        "a failed login of an unknown entity takes back no success",
+        (row("s1", "completed", ago=2 * HOUR), attempt(ago=HOUR, entity="")),
+        "passed",
+        result=("s1",),
+    ),
+    Case("a statement of no entity never passes", (row("s1", "completed", entity=""),), "pending", result=("s1",)),
+    Case(
+        "a statement of no entity does not count beside that of an entity",
+        (row("s1", "completed"), row("s2", "completed", entity="")),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("s1", "s2"),
+    ),
+    Case(
+        "an old failed statement of no entity fails the gate",
+        (row("s1", "failed", ago=HOUR, entity=""),),
+        "failed",
+        result=("s1",),
+    ),
+    Case(
+        "another statement in progress of no entity does not block a pass",
+        (row("s1", "completed"), row("s2", "processing", entity="")),
+        "passed",
+        result=("s1",),
+    ),
+    Case(
+        "a statement in progress of no entity keeps a failure from counting",
+        (attempt(ago=HOUR), row("s1", "processing", ago=2 * HOUR, entity="")),
+        "pending",
+        result=("", "s1"),
+    ),
+    Case(
+        "a newer row in progress without an entity takes back a completion",
+        (row("s1", "completed", ago=2 * HOUR), row("s1", "processing", ago=HOUR, entity="")),
+        "pending",
+        result=("s1", "s1"),
+    ),
+    Case(
+        "an older row in progress without an entity takes back nothing",
+        (row("s1", "completed", ago=HOUR), row("s1", "processing", ago=2 * HOUR, entity="")),
+        "passed",
+        result=("s1",),
+    ),
+    Case(
+        "a newer failure without an entity takes back a completion",
+        (row("s1", "completed", ago=2 * HOUR), row("s1", "failed", ago=HOUR, entity="")),
+        "failed",
+        result=("s1", "s1"),
+    ),
+    Case(
+        "a failure of the same second without an entity takes back nothing",
+        (row("s1", "completed", ago=HOUR), row("s1", "failed", ago=HOUR, entity="")),
+        "passed",
+        result=("s1",),
+    ),
+    Case(
+        "the newest row without an entity counts",
+        (
+            row("s1", "completed", ago=3 * HOUR),
+            row("s1", "processing", ago=2 * HOUR, entity=""),
+            row("s1", "completed", ago=HOUR, entity=""),
+        ),
+        "passed",
+        result=("s1",),
+    ),
+    Case(
+        "a newer completion without an entity completes no failed statement of an entity",
+        (row("s1", "failed", ago=2 * HOUR), row("s1", "completed", ago=HOUR, entity="")),
+        "pending",
+        result=("s1", "s1"),
+    ),
+    Case(
+        "a newer failure without an entity takes back no enough of other statements, but blocks their pass",
+        (row("s1", "completed", ago=3 * HOUR), row("s2", "completed", ago=2 * HOUR), row("s2", "failed", entity="")),
+        "pending",
+        result=("s2", "s2", "s1"),
+    ),
+    Case(
+        "a newer failure without an entity does not take back a failure",
+        (
+            row("s1", "completed", ago=3 * HOUR),
+            row("s2", "failed", ago=2 * HOUR),
+            row("s2", "failed", ago=HOUR, entity=""),
+        ),
+        "passed",
+        result=("s1",),
+    ),
+    Case(
+        "a newer row in progress without an entity takes back a failure of an entity",
+        (
+            row("s1", "completed", ago=3 * HOUR),
+            row("s2", "failed", ago=2 * HOUR),
+            row("s2", "processing", ago=HOUR, entity=""),
+        ),
+        "pending",
+        result=("s2", "s2", "s1"),
+    ),
+    Case(
+        "a newer row in progress without an entity takes back a completion even if entity_id is given",
+        (row("s1", "completed", ago=2 * HOUR), row("s1", "processing", ago=HOUR, entity="")),
+        "pending",
+        expect={"entity_id": ENTITY},
+        result=("s1",),
+    ),
+    Case(
+        "a newer row in progress without an entity of another link takes back nothing",
+        (row("s1", "completed", ago=2 * HOUR), row("s1", "processing", ago=HOUR, entity="", link="link-2")),
+        "passed",
+        result=("s1",),
     ),
     # Rule 4: counted per entity.
     Case(
@@ -705,5 +831,622 @@ PROGRESS_CASES: Final = (
         "pending",
         expect={"statement_id": ("s1",)},
         result=(),
+    ),
+    ProgressCase("a failed item without a statement is not done", (item("", "failed"),), "pending", result=("",)),
+    ProgressCase("an item without a statement may be in progress", (item("", None),), "pending", result=("",)),
+    ProgressCase(
+        "a failed item without a statement does not count as one of those expected",
+        (item("", "failed"), item("s1", "completed")),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("", "s1"),
+    ),
+    ProgressCase(
+        "a failed item without a statement fails the gate once enough are done",
+        (item("", "failed"), item("s1", "completed")),
+        "failed",
+        result=("", "s1"),
+    ),
+    ProgressCase(
+        "an item in progress without a statement blocks the pass",
+        (item("", "processing"), item("s1", "completed")),
+        "pending",
+        result=("", "s1"),
+    ),
+    ProgressCase(
+        "an item without a statement is not considered if statement_id is given",
+        (item("", "failed"), item("s1", "completed")),
+        "passed",
+        expect={"statement_id": ("s1",)},
+        result=("s1",),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class CustomerCase:
+    """One case of the gate on both records; as :class:`Case`.
+
+    :param items: the progress of each entity.
+    :param link: the link that the gate is given; None for a gate on an entity alone.
+    """
+
+    name: str
+    rows: tuple[CaseRow, ...]
+    items: dict[str, tuple[CaseItem, ...]]
+    state: str
+    expect: dict[str, Any] = field(default_factory=dict)
+    result: tuple[str, ...] = ()
+    link: str | None = LINK
+    tight: bool = False
+
+
+def customer_expectation(case: CustomerCase, now: datetime) -> Expectation:
+    """Return the case's Expectation."""
+    return Expectation(link_id=case.link, **expect_arguments(case, now))
+
+
+def customer_items(case: CustomerCase) -> dict[str, list[StatementProgress]]:
+    """Return the case's progress as models."""
+    return {entity_id: progress_items(ProgressCase("", its, "")) for entity_id, its in case.items.items()}
+
+
+def one(*items: CaseItem) -> dict[str, tuple[CaseItem, ...]]:
+    """Make the progress of the entity of the cases."""
+    return {ENTITY: items}
+
+
+def two(first: tuple[CaseItem, ...], second: tuple[CaseItem, ...]) -> dict[str, tuple[CaseItem, ...]]:
+    """Make the progress of two entities."""
+    return {ENTITY: first, "entity-2": second}
+
+
+CUSTOMER_CASES: Final = (
+    # The history alone.
+    CustomerCase("two empty records are pending", (), {}, "pending"),
+    CustomerCase("an entity without statements is pending", (), one(), "pending"),
+    CustomerCase("a completed row passes", (row("s1", "completed"),), {}, "passed", result=("s1",)),
+    CustomerCase(
+        "a completed row passes while the progress is empty", (row("s1", "completed"),), one(), "passed", result=("s1",)
+    ),
+    CustomerCase("a row in progress is pending", (row("s1", "processing"),), one(), "pending", result=("s1",)),
+    CustomerCase("an old failed login fails", (attempt(ago=HOUR),), one(), "failed", result=("",)),
+    CustomerCase("a new failed login is pending", (attempt(),), one(), "pending", result=("",)),
+    CustomerCase("an old failed row fails", (row("s1", "failed", ago=HOUR),), {}, "failed", result=("s1",)),
+    CustomerCase(
+        "with a failure_grace of zero a failed login counts at once",
+        (attempt(ago=0),),
+        one(),
+        "failed",
+        expect={"failure_grace": timedelta(0)},
+        result=("",),
+    ),
+    CustomerCase(
+        "a row in the future is a wrong zone, whatever the progress says",
+        (row("s1", "completed", ago=-6 * HOUR),),
+        one(item("s2", "completed")),
+        "timezone",
+    ),
+    # The progress alone.
+    CustomerCase(
+        "a completed item of a link's entity passes", (), one(item("s1", "completed")), "passed", result=("s1",)
+    ),
+    CustomerCase(
+        "a completed item passes without a link",
+        (),
+        one(item("s1", "Completed")),
+        "passed",
+        expect={"entity_id": ENTITY},
+        result=("s1",),
+        link=None,
+    ),
+    CustomerCase("an item in progress is pending", (), one(item("s1", "processing")), "pending", result=("s1",)),
+    CustomerCase("an item with a null status is pending", (), one(item("s1", None)), "pending", result=("s1",)),
+    CustomerCase("a failed item fails at once", (), one(item("s1", "FAILED")), "failed", result=("s1",)),
+    CustomerCase(
+        "a failed item fails at once without a link",
+        (),
+        one(item("s1", "failed", "bad PDF")),
+        "failed",
+        expect={"entity_id": ENTITY},
+        result=("s1",),
+        link=None,
+    ),
+    CustomerCase(
+        "fewer failed items than expected are pending",
+        (),
+        one(item("s1", "failed")),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "as many items as expected are over, and one failed",
+        (),
+        one(item("s1", "completed"), item("s2", "failed")),
+        "failed",
+        expect={"expected_statements": 2},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "a failed item beside enough completed ones does not fail the gate",
+        (),
+        one(item("s1", "completed"), item("s2", "failed")),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "an item in progress blocks the pass of its entity",
+        (),
+        one(item("s1", "completed"), item("s2", "teleported")),
+        "pending",
+        result=("s2", "s1"),
+    ),
+    CustomerCase(
+        "an item in progress keeps a failed one from counting",
+        (),
+        one(item("s1", "failed"), item("s2", "")),
+        "pending",
+        result=("s2", "s1"),
+    ),
+    CustomerCase(
+        "a repeated item is one statement",
+        (),
+        one(item("s1", "completed"), item("s1", "completed")),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "an item that is both completed and failed is failed",
+        (),
+        one(item("s1", "completed"), item("s1", "failed")),
+        "failed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "an item that is both completed and in progress is in progress",
+        (),
+        one(item("s1", "completed"), item("s1", "processing")),
+        "pending",
+        result=("s1",),
+    ),
+    CustomerCase("a failed item without a statement is pending", (), one(item("", "failed")), "pending", result=("",)),
+    CustomerCase(
+        "a failed item without a statement does not count as one of those expected",
+        (),
+        one(item("", "failed"), item("s1", "failed")),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("", "s1"),
+    ),
+    CustomerCase(
+        "a failed item without a statement fails the gate once enough are over",
+        (row("s1", "failed", ago=HOUR),),
+        one(item("", "failed", "bad PDF")),
+        "failed",
+        result=("s1", ""),
+    ),
+    CustomerCase(
+        "an item in progress without a statement blocks the pass",
+        (row("s1", "completed"),),
+        one(item("", None)),
+        "pending",
+        result=("s1", ""),
+    ),
+    # Both records: the history decides for a statement that it knows.
+    CustomerCase(
+        "a statement is completed if its row is, whatever its item says",
+        (row("s1", "completed"),),
+        one(item("s1", "failed")),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a statement is failed if its row is, whatever its item says",
+        (row("s1", "failed", ago=HOUR),),
+        one(item("s1", "completed")),
+        "failed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a statement that failed recently is pending, whatever its item says",
+        (row("s1", "failed"),),
+        one(item("s1", "failed")),
+        "pending",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a statement in progress by its row is pending, whatever its item says",
+        (row("s1", "processing"),),
+        one(item("s1", "completed")),
+        "pending",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a statement in progress by its item is pending, whatever its row says",
+        (row("s1", "completed"),),
+        one(item("s1", "processing")),
+        "pending",
+        result=("s1", "s1"),
+    ),
+    CustomerCase(
+        "a failed row does not count while its item is in progress",
+        (row("s1", "failed", ago=HOUR),),
+        one(item("s1", None)),
+        "pending",
+        result=("s1", "s1"),
+    ),
+    CustomerCase(
+        "a row of another link says nothing of an item",
+        (row("s1", "failed", ago=HOUR, link="link-2"),),
+        one(item("s1", "completed")),
+        "passed",
+        result=("s1",),
+    ),
+    # Both records: statements of both count together.
+    CustomerCase(
+        "a row and an item count together, the row first",
+        (row("s2", "completed"),),
+        one(item("s1", "completed")),
+        "passed",
+        expect={"expected_statements": 2},
+        result=("s2", "s1"),
+    ),
+    CustomerCase(
+        "rows are newest first, and items follow by their ids",
+        (row("s1", "completed", ago=90), row("s4", "completed", ago=30)),
+        one(item("s3", "completed"), item("s2", "completed"), item("s1", "completed")),
+        "passed",
+        expect={"expected_statements": 4},
+        result=("s4", "s1", "s2", "s3"),
+    ),
+    CustomerCase(
+        "a row and an item of one statement count once",
+        (row("s1", "completed"),),
+        one(item("s1", "completed")),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "an item in progress blocks the pass of a row",
+        (row("s1", "completed"),),
+        one(item("s2", "processing")),
+        "pending",
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "a row in progress blocks the pass of an item",
+        (row("s1", "processing"),),
+        one(item("s2", "completed")),
+        "pending",
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "a failed item beside enough completed rows does not fail the gate",
+        (row("s1", "completed"),),
+        one(item("s2", "failed")),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a failed row beside enough completed items does not fail the gate",
+        (row("s1", "failed", ago=HOUR),),
+        one(item("s2", "completed")),
+        "passed",
+        result=("s2",),
+    ),
+    CustomerCase(
+        "a completed row and a failed item are as many as expected",
+        (row("s1", "completed"),),
+        one(item("s2", "failed")),
+        "failed",
+        expect={"expected_statements": 2},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "a failed login is superseded by a completed item",
+        (attempt(ago=HOUR),),
+        one(item("s1", "completed")),
+        "passed",
+        result=("s1",),
+    ),
+    # Both records: failures with and without a time.
+    CustomerCase(
+        "an old failed row and a failed item fail",
+        (row("s1", "failed", ago=HOUR, reason="first"),),
+        one(item("s2", "failed", "second")),
+        "failed",
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "a failed item does not count while a failed row is younger than failure_grace",
+        (row("s1", "failed", ago=30 * MINUTE - 1),),
+        one(item("s2", "failed")),
+        "pending",
+        result=("s1", "s2"),
+        tight=True,
+    ),
+    CustomerCase(
+        "a failed item does not count while a failed login is new",
+        (attempt(),),
+        one(item("s1", "failed")),
+        "pending",
+        result=("", "s1"),
+    ),
+    CustomerCase(
+        "an old failed login and a failed item fail",
+        (attempt(ago=HOUR),),
+        one(item("s1", "failed")),
+        "failed",
+        result=("", "s1"),
+    ),
+    CustomerCase(
+        "an old failed login and fewer failed items than expected fail",
+        (attempt(ago=HOUR),),
+        one(item("s1", "failed")),
+        "failed",
+        expect={"expected_statements": 2},
+        result=("", "s1"),
+    ),
+    CustomerCase(
+        "a completed item that is not enough may be newer than an old failed login",
+        (attempt(ago=HOUR),),
+        one(item("s1", "completed")),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("", "s1"),
+    ),
+    CustomerCase(
+        "a completed item that is not enough may be newer than a failure of both records",
+        (attempt(ago=HOUR),),
+        one(item("s1", "completed"), item("s2", "failed")),
+        "pending",
+        expect={"expected_statements": 3},
+        result=("", "s1", "s2"),
+    ),
+    CustomerCase(
+        "a failed item does not count while a row is in progress",
+        (row("s1", "processing", ago=HOUR),),
+        one(item("s2", "failed")),
+        "pending",
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "an old failed login does not count while an item is in progress",
+        (attempt(ago=HOUR),),
+        one(item("s1", "processing")),
+        "pending",
+        result=("", "s1"),
+    ),
+    # since: progress has no times.
+    CustomerCase(
+        "a completed item does not count with since", (), one(item("s1", "completed")), "pending", {"since_ago": HOUR}
+    ),
+    CustomerCase(
+        "a failed item does not count with since", (), one(item("s1", "failed")), "pending", {"since_ago": HOUR}
+    ),
+    CustomerCase(
+        "a completed item counts with since if statement_id names it",
+        (),
+        one(item("s1", "completed")),
+        "passed",
+        expect={"since_ago": HOUR, "statement_id": ("s1",)},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "an item does not count with since and without a link",
+        (),
+        one(item("s1", "completed")),
+        "pending",
+        expect={"since_ago": HOUR, "entity_id": ENTITY},
+        link=None,
+    ),
+    CustomerCase(
+        "an item in progress blocks with since, too",
+        (row("s1", "completed"),),
+        one(item("s2", "processing")),
+        "pending",
+        expect={"since_ago": HOUR},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "an item that does not count because of since does not block a row",
+        (row("s1", "completed"),),
+        one(item("s2", "failed"), item("s3", "completed")),
+        "passed",
+        expect={"since_ago": HOUR},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a statement with a row before since does not count, even if statement_id names it",
+        (row("s1", "completed", ago=2 * HOUR),),
+        one(item("s1", "completed")),
+        "pending",
+        expect={"since_ago": HOUR, "statement_id": ("s1",)},
+    ),
+    # Several entities.
+    CustomerCase(
+        "a row and an item of two entities are never added up",
+        (row("s1", "completed"),),
+        two((), (item("s2", "completed"),)),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "items of two entities are never added up",
+        (),
+        two((item("s1", "completed"),), (item("s2", "completed"),)),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "failed items of two entities are never added up",
+        (),
+        two((item("s1", "failed"),), (item("s2", "failed"),)),
+        "pending",
+        expect={"expected_statements": 2},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "an item in progress does not block the pass of another entity",
+        (),
+        two((item("s1", "completed"),), (item("s2", "processing"),)),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "an item of the same id in progress does not block the row of another entity",
+        (row("s1", "completed"),),
+        two((), (item("s1", "processing"),)),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a row of the same id under another entity says nothing of an item",
+        (row("s1", "failed", ago=HOUR, entity="entity-2"),),
+        two((item("s1", "completed"),), (item("s1", "failed"),)),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a failed item does not count while an item of another entity is in progress",
+        (),
+        two((item("s1", "failed"),), (item("s2", "processing"),)),
+        "pending",
+        result=("s2", "s1"),
+    ),
+    CustomerCase(
+        "of several passing entities one with a row is the result",
+        (row("s1", "completed"),),
+        two((), (item("s2", "completed"),)),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "of several passing entities the one with the newest row is the result",
+        (row("s1", "completed", ago=50), row("s2", "completed", ago=40, entity="entity-2")),
+        two((item("s3", "completed"),), ()),
+        "passed",
+        result=("s2",),
+    ),
+    CustomerCase(
+        "of several entities that pass by items alone the last by id is the result",
+        (),
+        two((item("s1", "completed"), item("s3", "completed")), (item("s2", "completed"),)),
+        "passed",
+        result=("s2",),
+    ),
+    CustomerCase(
+        "one entity with enough that are over fails the gate, whatever another one has",
+        (),
+        two((item("s1", "failed"), item("s2", "failed")), (item("s3", "completed"),)),
+        "failed",
+        expect={"expected_statements": 2},
+        result=("s1", "s2", "s3"),
+    ),
+    # entity_id and statement_id.
+    CustomerCase(
+        "another entity's item is not considered if entity_id is given",
+        (),
+        two((item("s1", "completed"),), (item("s2", "processing"), item("s3", "failed"))),
+        "passed",
+        expect={"entity_id": ENTITY},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "another entity's row is not considered if entity_id is given",
+        (row("s2", "completed", entity="entity-2"), attempt(ago=HOUR, entity="entity-2")),
+        one(),
+        "pending",
+        expect={"entity_id": ENTITY},
+    ),
+    CustomerCase(
+        "another statement is not considered if statement_id is given",
+        (row("s2", "processing"), attempt(ago=HOUR)),
+        one(item("s1", "completed"), item("s3", "processing"), item("", None)),
+        "passed",
+        expect={"statement_id": ("s1",)},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a row and an item are all of a list",
+        (row("s2", "completed"),),
+        one(item("s1", "completed"), item("s3", "failed")),
+        "passed",
+        expect={"statement_id": ("s1", "s2")},
+        result=("s2", "s1"),
+    ),
+    CustomerCase(
+        "a part of a list does not pass",
+        (row("s1", "completed"),),
+        one(item("s3", "completed")),
+        "pending",
+        expect={"statement_id": ("s1", "s2")},
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a failed item of a list fails the gate",
+        (row("s1", "completed"),),
+        one(item("s2", "failed")),
+        "failed",
+        expect={"statement_id": ("s1", "s2")},
+        result=("s1", "s2"),
+    ),
+    # Rows that name no entity.
+    CustomerCase(
+        "an old failed login of an unknown entity fails", (attempt(ago=HOUR, entity=""),), one(), "failed", result=("",)
+    ),
+    CustomerCase(
+        "a failed login of an unknown entity does not block an item",
+        (attempt(entity=""),),
+        one(item("s1", "completed")),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a failed item does not count while a failed login of an unknown entity is new",
+        (attempt(entity=""),),
+        one(item("s1", "failed")),
+        "pending",
+        result=("", "s1"),
+    ),
+    CustomerCase(
+        "a row in progress without an entity takes back an item",
+        (row("s1", "processing", ago=HOUR, entity=""),),
+        one(item("s1", "completed")),
+        "pending",
+        result=("s1", "s1"),
+    ),
+    CustomerCase(
+        "a failed row without an entity takes back a completed item",
+        (row("s1", "failed", ago=HOUR, entity=""),),
+        one(item("s1", "completed")),
+        "pending",
+        result=("s1", "s1"),
+    ),
+    CustomerCase(
+        "a completed row without an entity takes back nothing, and counts for nothing",
+        (row("s1", "completed", entity=""), row("s2", "completed", entity="")),
+        one(item("s1", "completed")),
+        "passed",
+        result=("s1",),
+    ),
+    CustomerCase(
+        "a newer failed row without an entity takes back a completed row",
+        (row("s1", "completed", ago=2 * HOUR), row("s1", "failed", ago=HOUR, entity="")),
+        one(item("s2", "completed")),
+        "pending",
+        result=("s1", "s1", "s2"),
+    ),
+    CustomerCase(
+        "an older failed row without an entity takes back nothing",
+        (row("s1", "completed", ago=HOUR), row("s1", "failed", ago=2 * HOUR, entity="")),
+        one(item("s2", "completed")),
+        "passed",
+        result=("s1", "s2"),
     ),
 )
