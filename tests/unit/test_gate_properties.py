@@ -224,23 +224,20 @@ def test_statements_of_two_entities_are_never_added_up(rows, now):
         assert judge_history(Expectation(link_id=LINK, expected_statements=2), alone, now) == verdict
 
 
-statuses = st.sampled_from(["completed"] * 8 + ["Completed", "failed", "failed", "Failed", None, "processing"])
-
-
-def items_of(ids, says):
-    return st.builds(
-        StatementProgress,
-        statement_id=st.sampled_from(ids),
-        status=says,
-        source=st.sampled_from(["online", "pdf"]),
-        message=st.sampled_from([None, "", "bad PDF"]),
-    )
-
-
 # A completed item must name its statement. Others need not.
-named_items = items_of(["s1", "s2", "s3", "s4"], statuses)
-nameless_items = items_of([""], st.sampled_from(["failed", "failed", "FAILED", "processing", None]))
-items = st.integers(0, 9).flatmap(lambda draw: nameless_items if draw == 9 else named_items)
+named = [
+    (f"s{number}", status)
+    for number in range(1, 5)
+    for status in ["completed"] * 8 + ["Completed", "failed", "failed", "Failed", None, "processing"]
+]
+nameless = [("", "failed"), ("", "FAILED"), ("", None)]
+items = st.sampled_from(
+    [
+        StatementProgress(statement_id=statement_id, status=status, message=message)
+        for statement_id, status in [*named, *nameless]
+        for message in (None, "", "bad PDF")
+    ]
+)
 progress_arrays = st.lists(items, max_size=5)
 
 
