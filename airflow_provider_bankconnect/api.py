@@ -135,6 +135,7 @@ def get_analysis(entity_id: str | int, analysis: Analysis, account_id: str | int
     progress = _read_analysis(request, entity_id, answer).progress
     total = len(progress)
     unfinished = sum((item.status or "").lower() not in {"completed", "failed"} for item in progress)
+    name = _EMPTY_UNTIL_READY.get(analysis)
     if unfinished or not total:
         why = f"{unfinished} of {total} statements are still being processed" if total else "no statement yet"
         raise _not_ready(request, answer, f"{why}; wait for them with a sensor first")
@@ -143,8 +144,10 @@ def get_analysis(entity_id: str | int, analysis: Analysis, account_id: str | int
         data = finite_json(answer.body)
     except ValueError:
         raise unexpected(request, answer, "but not JSON: it has NaN, Infinity or too large a number") from None
-    if (name := _EMPTY_UNTIL_READY.get(analysis)) and data.get(name) in ([], None):
-        raise _not_ready(request, answer, f"its list {name!r} is still empty; try again later")
+    if name and data.get(name) in ([], None):
+        has_completed = any((item.status or "").lower() == "completed" for item in progress)
+        later = "try again later" if has_completed else "no statement is completed, so it may stay empty"
+        raise _not_ready(request, answer, f"its list {name!r} is still empty; {later}")
     return data
 
 
@@ -171,16 +174,23 @@ def get_entities(link_id: str | int, *, most: int | None = None) -> Call[list[st
         listed = read_as(EntityPage, request, answer)
         ids = (entity.entity_id for entity in listed.results if entity.link_id == link_id)
         found |= dict.fromkeys(filter(None, ids))
-        if most is not None and len(found) > most:
-            raise errors.BankConnectLimitError(
-                f"link {link_id!r} has more than {most} entities, and each of them would be asked for at every check: "
-                "name one with entity_id"
-            )
+        if most is not None:
+            check_count(link_id, list(found), most)
         # BankConnect's own `next` is not followed: the keys go only to the connection's base URL.
         if not listed.next:
             return list(found)
     too_many = f"but still a next page after {MAX_PAGES}, or {MAX_ANSWER_BYTES // 2**20} MiB of them"
     raise unexpected(request, answer, too_many)
+
+
+def check_count(link_id: str, entities: list[str], most: int) -> list[str]:
+    """Return the entities of a link, or refuse more than ``most`` of them."""
+    if len(entities) > most:
+        raise errors.BankConnectLimitError(
+            f"link {link_id!r} has more than {most} entities, and each of them would be asked for at every check: "
+            "name one with entity_id"
+        )
+    return entities
 
 
 def get_entity(entity_id: str | int) -> Call[Entity]:

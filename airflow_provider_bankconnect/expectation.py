@@ -27,6 +27,8 @@ class Expectation:
     :param since: older rows do not count; rows of the same second do. Aware.
     :param expected_statements: how many statements of one entity are expected.
     :param failure_grace: how old the newest failure must be before the verdict of a history is failed.
+    :param announced: statements of webhook events: for both records, pending until one of the records has them.
+    :param announced_until: when that ends. Aware.
     :raises ValueError: an argument is invalid; the message names it.
     """
 
@@ -36,6 +38,8 @@ class Expectation:
     since: datetime | None = None
     expected_statements: int = 1
     failure_grace: timedelta = timedelta(minutes=30)
+    announced: tuple[str, ...] = ()
+    announced_until: datetime | None = None
 
     def __post_init__(self) -> None:
         if self.link_id is not None:
@@ -69,6 +73,8 @@ class Expectation:
         since: datetime | str | None = None,
         expected_statements: int | str = 1,
         failure_grace: timedelta | float = timedelta(minutes=30),
+        announced: Iterable[str] | None = None,
+        announced_until: datetime | str | None = None,
     ) -> Expectation:
         """Make an expectation of what people write, templates render, and triggers serialize; naive times are UTC.
 
@@ -81,6 +87,8 @@ class Expectation:
             since=parse_since(since),
             expected_statements=parse_count(expected_statements),
             failure_grace=parse_grace(failure_grace),
+            announced=tuple(announced or ()),
+            announced_until=parse_since(announced_until),
         )
 
     @property

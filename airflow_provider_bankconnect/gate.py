@@ -92,6 +92,9 @@ def judge_customer(
     rows = set(rows)
     history = judge_history(expectation, rows, now)
     customer = _Customer(expectation, rows, items)
+    if missing := customer.missing(now):
+        because = f"{_count(len(missing))} that a webhook announced in neither record yet"
+        return Verdict("pending", (*history.rows, *customer.going, *customer.undated), because)
     if passed := customer.passed():
         return Verdict("passed", passed, f"{_count(len(passed))} completed")
     shown = (*history.rows, *customer.going, *customer.undated)
@@ -151,12 +154,19 @@ class _Customer:
         self.undated: list[Row] = []
         self.left_out = 0
         known = {(row.entity_id, row.statement_id) for row in rows if row.link_id == expectation.link_id}
+        self.ids = {statement_id for _, statement_id in known}
         for entity_id, its in sorted(items.items()):
             if expectation.entity_id in {None, entity_id}:
                 for row in _one_for_each_statement(entity_id, its):
                     self._add(row, is_known=(entity_id, row.statement_id) in known)
 
+    def missing(self, now: datetime) -> set[str]:
+        """Return the announced statements that neither record has, until the announcement ends."""
+        until = self.expectation.announced_until
+        return set() if until is None or now >= until else {*self.expectation.announced} - self.ids
+
     def _add(self, row: Row, *, is_known: bool) -> None:
+        self.ids.add(row.statement_id)
         named = self.expectation.statement_id
         if named is not None and row.statement_id not in named:
             return

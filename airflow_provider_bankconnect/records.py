@@ -15,7 +15,7 @@ from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.api import StatementProgress, WebhookPayload, check_id
 from airflow_provider_bankconnect.arguments import plain
 from airflow_provider_bankconnect.expectation import Expectation, Verdict
-from airflow_provider_bankconnect.gate import judge_customer, judge_history, judge_progress
+from airflow_provider_bankconnect.gate import judge_customer, judge_history, judge_progress, why_not_considered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 MAX_ENTITIES: Final = 50
 # The beginning of the poll key of a gate that does not use the small answers.
 IN_FULL: Final = "in full"
-_ABSENT: Final = "identity/ has no transaction_status"
+_FORBIDDEN: Final = 403
+_STATES: Final = {"processing", "completed", "failed"}
+_ABSENT: Final = "identity/ has no transaction_status, or an unknown one"
 _AHEAD: Final = "identity/ says that the transactions are over, and transactions/ does not"
 _BEHIND: Final = "identity/ has no statement, and transactions/ has"
 _AT_LAST: Final = datetime.max.replace(tzinfo=UTC)
@@ -157,7 +159,7 @@ class CustomerGate(_Gate):
     It needs ``expectation.link_id``, or ``entity_id``, or both.
     """
 
-    names = ("link_id", "entity_id", "statement_id", "since", "expected_statements", "failure_grace")
+    names = (*HistoryGate.names, "announced", "announced_until")
     is_in_full: bool = False
 
     def __post_init__(self) -> None:
@@ -191,7 +193,7 @@ class CustomerGate(_Gate):
             except api.BankConnectNotFoundError:
                 rows = []
             if entity_id is None:
-                entities = yield from api.get_entities(link_id, most=MAX_ENTITIES)
+                entities = yield from self._ask_entities(link_id, rows)
             elif (entity := (yield from api.get_entity(entity_id))).link_id != link_id:
                 whose = "no link" if entity.link_id is None else f"link {entity.link_id!r}"
                 return Records(rows, stranger=f"entity {entity_id!r} is of {whose}, not of link {link_id!r}")
@@ -203,6 +205,18 @@ class CustomerGate(_Gate):
             is_optional=link_id is not None,
         )
         return replace(found, rows=rows)
+
+    def _ask_entities(self, link_id: str, rows: list[WebhookPayload]) -> api.Call[list[str]]:
+        """Ask for the entities of the link, and add those that only its history names."""
+        try:
+            listed = yield from api.get_entities(link_id, most=MAX_ENTITIES)
+        except api.BankConnectNotFoundError:
+            # With both answers 404, nothing is there yet, or the path in the connection's host is wrong.
+            if not rows:
+                raise
+            listed = []
+        named = (row.entity_id for row in rows if why_not_considered(self.expectation, row) is None)
+        return api.check_count(link_id, list(dict.fromkeys((*listed, *filter(None, named)))), MAX_ENTITIES)
 
     def judge(self, rows: Records, now: datetime) -> Verdict:
         """Judge the answers."""
@@ -235,14 +249,16 @@ def _ask_transactions(
     small: set[str] = set()
     distrust = ""
     for entity_id in entities:
+        is_behind = False
         if not is_in_full:
-            items[entity_id], why = yield from _ask_small(entity_id)
-            if items[entity_id]:
+            found, why = yield from _ask_small(entity_id)
+            if found:
+                items[entity_id] = found
                 small.add(entity_id)
                 continue
-            distrust = distrust or why
+            is_behind, distrust = found is not None, distrust or why
         items[entity_id] = yield from _ask_in_full(entity_id, is_optional=is_optional)
-        if items[entity_id] and not is_in_full:
+        if items[entity_id] and is_behind:
             distrust = distrust or _BEHIND
     while small and (verdict := judge(items)).state != "pending":
         named = {row.entity_id for row in verdict.rows}
@@ -257,18 +273,26 @@ def _ask_transactions(
     return Records(items=items, distrust=distrust)
 
 
-def _ask_small(entity_id: str) -> api.Call[tuple[Items, str]]:
-    """Return the state of the transactions as ``identity`` tells it, or nothing and why it does not."""
+def _ask_small(entity_id: str) -> api.Call[tuple[Items | None, str]]:
+    """Return the state of the transactions as ``identity`` has it; None, and why, if that cannot be used."""
     try:
         items = yield from api.get_progress(entity_id, "identity")
     except api.BankConnectNotFoundError:
         return (), ""
     except (api.BankConnectAuthError, api.BankConnectResponseError) as error:
-        # 403 may mean that only this call is not enabled. Wrong keys are refused by the next call too.
-        return (), f"identity/ cannot be used: {error}"
-    if any(item.transaction_status is None for item in items):
-        return (), _ABSENT
-    return [item.model_copy(update={"status": item.transaction_status}) for item in items], ""
+        # 403 may mean that only this call is not enabled.
+        if isinstance(error, api.BankConnectAuthError) and error.status != _FORBIDDEN:
+            raise
+        return None, f"identity/ cannot be used: {error}"
+    except (api.BankConnectServerError, api.BankConnectConnectionError) as error:
+        if error.retry_after is not None:
+            raise
+        # A fault of this call alone must not hold up the wait.
+        return None, ""
+    states = [(item.transaction_status or "").strip().lower() for item in items]
+    if not set(states) <= _STATES:
+        return None, _ABSENT
+    return [item.model_copy(update={"status": state}) for item, state in zip(items, states, strict=True)], ""
 
 
 def _ask_in_full(entity_id: str, *, is_optional: bool) -> api.Call[Items]:

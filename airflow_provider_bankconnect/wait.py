@@ -14,8 +14,8 @@ Pure: no I/O, no clock, no Airflow. A driver (a sensor on a worker, a trigger in
   pause of at most ten minutes that is not over, the last poke is skipped. A longer pause does not skip it.
 - **A 404** means "nothing there yet". After five minutes of 404, and at the deadline, a test call finds out whether the
   path in the connection's host is wrong.
-- **Small answers**: a gate on ``transactions`` reads ``identity`` while that says "not yet". The last poke, one after
-  three errors in a row, and all pokes after an answer that cannot be trusted, read ``transactions`` instead.
+- **Small answers**: a gate on ``transactions`` reads ``identity`` while that says "not yet". The last poke, and all
+  pokes after an answer that cannot be trusted, read ``transactions`` instead.
 """
 
 from __future__ import annotations
@@ -139,13 +139,11 @@ class Wait:
         self.started = _moment(arguments.get("started") or now)
         self.pokes = arguments.get("pokes", 0)
         self.seen = arguments.get("seen", "no answer yet")
-        self._is_new = is_new
-        self._is_in_full = arguments.get("in_full", False)
+        self._is_new, self._is_in_full = is_new, arguments.get("in_full", False)
         self._next_poke = _moment(arguments.get("next_poke") or now)
         self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or _LONG_AGO))
         self._shared_pause = Pause(0.0, _LONG_AGO)
-        self._rested = _LONG_AGO
-        self._settled = now
+        self._rested, self._settled = _LONG_AGO, now
         # Pokes that an event made earlier do not count for exponential_backoff: events must not lengthen its pauses.
         self._paced = self.pokes
         self._is_early, self._echoes = False, 0
@@ -182,8 +180,7 @@ class Wait:
     @property
     def question(self) -> Gate:
         """What the next poke asks for: the gate, in full if its small answers are not to be used."""
-        is_in_full = self._is_in_full or self._is_last_poke_made or self._errors >= SHARED_STREAK
-        return self.gate.in_full() if is_in_full else self.gate
+        return self.gate.in_full() if self._is_in_full or self._is_last_poke_made else self.gate
 
     def resume(self, now: datetime, dice: float) -> None:
         """Continue a deferred wait in a triggerer: spread a poke that is long overdue, and settle before events."""
@@ -194,9 +191,8 @@ class Wait:
 
     def reschedule(self, now: datetime) -> None:
         """Continue a rescheduled wait in a new process: estimate from the time that passed how often it has poked."""
-        self._paced = int(
-            math.log2(max((now - self.started).total_seconds(), 0.0) / max(self.poke_interval, 0.001) + 1)
-        )
+        passed = max((now - self.started).total_seconds(), 0.0)
+        self._paced = int(math.log2(passed / max(self.poke_interval, 0.001) + 1))
 
     def next(self, now: datetime) -> Action:
         """Return the next action. A :class:`Poke` in the future means: wait until then, or until an event."""

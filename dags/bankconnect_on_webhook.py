@@ -2,7 +2,8 @@
 
 Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`; run `bankconnect_register_webhook` without a
 `webhook_url` first. The customer may have a link or not. Three statements of one customer start up to three runs. Of
-the runs of a link that see the same statements, one does the work. Without a link, each run does the work.
+the runs that see the same statements with a time, one does the work. Of statements that only the progress has, which
+has no times, each run does the work.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ with DAG(
     def is_mine(rows: list[dict[str, Any]], triggering_asset_events: Any = None) -> bool:  # noqa: ANN401 - Airflow's
         """Return whether the newest statement started this run. Each completed statement starts one run only."""
         started_by = {event.extra["statement_id"] for events in triggering_asset_events.values() for event in events}
-        # Without a link there are no times, and no statement is the newest. A run by hand has no events.
-        return not started_by or rows[0]["date_time"] is None or rows[0]["statement_id"] in started_by
+        # A row without a time may be the newest. A run by hand has no events.
+        newest = [row for row in rows if row["date_time"] is None] + rows[:1]
+        return not started_by or any(row["statement_id"] in started_by for row in newest)
 
     @task
     def count_transactions(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -99,7 +99,7 @@ async def _recent_events(request: Request) -> Response:
     now, found = await asyncio.to_thread(events.recent, since)
     feed = []
     for number, conn_id, event in found:
-        keys = {event.key, *([address.partition_key(None, event.entity_id)] if event.entity_id else [])}
+        keys = {event.key, *([address.partition_key(None, event.entity_id)] if event.entity_id.strip() else [])}
         feed.append([number, *(address.customer_digest(token, conn_id, key) for key in keys)])
     return JSONResponse({"now": now.isoformat(), "events": feed})
 

@@ -49,7 +49,7 @@ def _refuse_nul(value: str) -> str:
 
 
 def _blank_for_none(value: object) -> object:
-    return "" if value is None or (isinstance(value, str) and not value.strip()) else value
+    return "" if value is None else value
 
 
 def _none_for_blank(value: object) -> object:
@@ -63,8 +63,8 @@ Id: TypeAlias = Annotated[str, StringConstraints(max_length=1000), AfterValidato
 class WebhookEvent(BaseModel):
     """The five fields of a webhook; all others are dropped. Source: "Receiving payload".
 
-    ``statement_id`` is ``""`` for an attempt that failed before any upload, and ``entity_id`` is ``""`` where
-    BankConnect names no entity. ``link_id`` is None for an upload without a link.
+    ``statement_id`` is blank for an attempt that failed before any upload, and ``entity_id`` is blank where BankConnect
+    names no entity. ``link_id`` is None for an upload without a link.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
@@ -78,7 +78,7 @@ class WebhookEvent(BaseModel):
     @property
     def names_customer(self) -> bool:
         """Whether it names a link or an entity."""
-        return bool(self.link_id or self.entity_id)
+        return bool(self.link_id or self.entity_id.strip())
 
     @property
     def key(self) -> str:
@@ -88,7 +88,7 @@ class WebhookEvent(BaseModel):
     @property
     def completion(self) -> Completion | None:
         """The completed statement, which is recorded once; None for any other event."""
-        if self.progress.lower() == "completed" and self.statement_id:
+        if self.progress.lower() == "completed" and self.statement_id.strip():
             return (self.link_id, self.entity_id, self.statement_id)
         return None
 

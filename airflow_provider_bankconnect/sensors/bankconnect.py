@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow.providers.common.compat.sdk import conf
 
+from airflow_provider_bankconnect.arguments import check_id
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate
 from airflow_provider_bankconnect.sensors.base import BankConnectBaseSensor, BankConnectWaitError
@@ -148,10 +149,12 @@ class BankConnectStatementSensor(BankConnectBaseSensor):
     statement is in progress. A link may have up to 50 entities; for one with more, name the entity.
 
     Give the link, the entity, or both. Without both, the sensor waits for the customer of the run: that of the webhook
-    event that started it, else of its partition key, else ``link_id`` or ``entity_id`` of its ``conf``.
+    event that started it, else of its partition key, else ``link_id`` and ``entity_id`` of its ``conf``. It then also
+    waits until one of the records has the statements that these events announced as completed, for up to ten minutes
+    after the event.
 
-    Pushes to XCom a list of dicts ``{statement_id, entity_id, link_id, progress, reason, date_time}``, newest first. In
-    rows that only the progress has, ``link_id`` and ``date_time`` are None.
+    Pushes to XCom a list of dicts ``{statement_id, entity_id, link_id, progress, reason, date_time}``, newest first.
+    Rows that only the progress has come last; their ``link_id`` and ``date_time`` are None.
 
     :param link_id: the link, spelt as the SDK spelt it. (templated)
     :param entity_id: the entity. With ``link_id``, it must be one of the link. (templated)
@@ -173,7 +176,7 @@ class BankConnectStatementSensor(BankConnectBaseSensor):
     """
 
     # All but failure_grace.
-    template_fields: Sequence[str] = (*CustomerGate.names[:-1], "on_failed", "bankconnect_conn_id")
+    template_fields: Sequence[str] = (*HistoryGate.names[:-1], "on_failed", "bankconnect_conn_id")
     _gate_type = CustomerGate
     _trigger_type = BankConnectStatementTrigger
 
@@ -198,15 +201,21 @@ class BankConnectStatementSensor(BankConnectBaseSensor):
         self.since = since
         self.expected_statements = expected_statements
         self.failure_grace = failure_grace
+        self.announced: Sequence[str] = ()
+        self.announced_until: datetime | None = None
+        self._given = [name for name in ("link_id", "entity_id") if getattr(self, name) is not None]
         self._refuse_known_mistakes()
 
     def _parse_time_arguments(self) -> dict[str, Any]:
         arguments = super()._parse_time_arguments()
         # The run will name the customer.
-        is_of_run = self.link_id is None and self.entity_id is None
-        return arguments | {"link_id": "of the run"} if is_of_run else arguments
+        return arguments if self._given else arguments | {"link_id": "of the run"}
 
     def _find_customer(self, context: Context) -> None:
-        if self.link_id is None and self.entity_id is None:
-            customer = customer_of_run(context, self.bankconnect_conn_id)
-            self.link_id, self.entity_id = customer.get("link_id"), customer.get("entity_id")
+        for name in self._given:
+            # A template that finds nothing must not make it another customer.
+            check_id(name, getattr(self, name))
+        if not self._given:
+            self.link_id, self.entity_id, self.announced, self.announced_until = customer_of_run(
+                context, self.bankconnect_conn_id
+            )

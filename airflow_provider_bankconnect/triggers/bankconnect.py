@@ -223,6 +223,9 @@ class BankConnectProgressTrigger(_BankConnectTrigger):
 class BankConnectStatementTrigger(_BankConnectTrigger):
     """Waits for the statements of a customer. The arguments of the gate are those of the sensor.
 
+    :param announced: the statements of the webhook events that started the run: the gate is pending until one of the
+        records has them.
+    :param announced_until: when that ends.
     :param wait: the pace and the state of the wait, see :class:`~airflow_provider_bankconnect.wait.WaitArguments`.
     :param bankconnect_conn_id: the connection with both keys.
     """
@@ -238,6 +241,8 @@ class BankConnectStatementTrigger(_BankConnectTrigger):
         since: datetime | str | None = None,
         expected_statements: int | str = 1,
         failure_grace: timedelta | float = 1800.0,
+        announced: Sequence[str] = (),
+        announced_until: datetime | str | None = None,
         wait: WaitArguments,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
     ) -> None:
@@ -248,5 +253,7 @@ class BankConnectStatementTrigger(_BankConnectTrigger):
             since=since,
             expected_statements=expected_statements,
             failure_grace=failure_grace,
+            announced=announced,
+            announced_until=announced_until,
         )
         super().__init__(gate, wait, bankconnect_conn_id)

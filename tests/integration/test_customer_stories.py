@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from stories import CUSTOMER, LINK, statement, wrong_password
+from waits import build, run
 
 from airflow_provider_bankconnect.api import BankConnectAuthError, BankConnectHostError, BankConnectLimitError
 from airflow_provider_bankconnect.receiver.address import asset_uri, partition_key
 from airflow_provider_bankconnect.sandbox import Fault, Statement
+from airflow_provider_bankconnect.sensors.bankconnect import BankConnectStatementSensor
 
 HOUR = 3600
 OTHER = "customer-2"
@@ -172,9 +175,8 @@ def webhook(link_id, entity_id=CUSTOMER):
         run_of([webhook(LINK, ""), webhook(LINK, OTHER)], key="link:loan-1"),
         run_of(key=partition_key(LINK, CUSTOMER)),
         run_of(conf={"link_id": LINK}),
-        run_of(conf={"link_id": LINK, "entity_id": "another"}),
     ],
-    ids=["event", "events before key", "partition key", "conf", "conf with both"],
+    ids=["event", "events before key", "partition key", "conf"],
 )
 def test_without_ids_it_waits_for_the_link_of_the_run(story, context):
     story.after_each_poke(None, None, None, statement("october"))
@@ -198,18 +200,110 @@ def test_without_ids_it_waits_for_the_entity_of_a_run_without_a_link(story, cont
         {},
         run_of(),
         run_of([webhook(None, "")]),
-        run_of([webhook(LINK)], conn_id="another"),
         run_of(key="2026-11-28"),
         run_of(key=partition_key("x" * 300, None)),
         run_of(conf={"loan": 4711}),
     ],
-    ids=["no run", "no event", "nobody", "another connection", "another key", "hashed key", "another conf"],
+    ids=["no run", "no event", "nobody", "another key", "hashed key", "another conf"],
 )
 def test_without_ids_a_run_that_names_no_customer_is_an_error_that_says_what_to_give(story, context):
     outcome = story.wait_for_customer(context)
     assert outcome.state == "up_for_retry"
     assert isinstance(outcome.error, ValueError)
     assert "link_id and entity_id are missing, and the run names no customer" in outcome.message
+
+
+def test_an_event_of_another_connection_is_an_error_though_the_partition_key_names_a_customer(story):
+    story.box.play(statement("october"))
+    outcome = story.wait_for_customer(run_of([webhook(LINK)], key=f"link:{LINK}", conn_id="bankconnect_uat"))
+    assert outcome.state == "up_for_retry"
+    assert "webhook events of connection 'bankconnect_uat' started the run" in outcome.message
+
+
+def test_both_ids_of_the_conf_count(story):
+    story.box.play(statement("hers", entity_id=OTHER))
+    story.after_each_poke(*[None] * 5, statement("his"))
+    story.box.play(statement("his", after=HOUR))
+    outcome = story.wait_for_customer(run_of(conf={"link_id": LINK, "entity_id": CUSTOMER}))
+    assert outcome.ids == ["his"]
+
+
+@pytest.mark.parametrize("name", ["link_id", "entity_id"])
+def test_an_id_that_renders_as_none_is_an_error_and_not_the_customer_of_the_run(story, name):
+    story.box.play(statement("october"))
+    make = partial(build, BankConnectStatementSensor, story.mode, **{name: "{{ ti.xcom_pull('find') }}"})
+
+    def rendered():
+        sensor = make()
+        setattr(sensor, name, None)
+        return sensor
+
+    outcome = run(rendered, more=run_of([webhook(LINK)], conf={"link_id": LINK}))
+    assert outcome.state == "up_for_retry"
+    assert f"{name} must be text, not NoneType" in outcome.message
+
+
+def announced(link_id, statement_id, *, ago=0, **more):
+    event = {**webhook(link_id), "statement_id": statement_id, **more}
+    return SimpleNamespace(extra=event, timestamp=datetime.now(UTC) - timedelta(seconds=ago))
+
+
+def run_of_announced(*events):
+    asset = SimpleNamespace(uri=asset_uri("bankconnect_default"))
+    return {"triggering_asset_events": SimpleNamespace(items=lambda: [(asset, list(events))])}
+
+
+@pytest.mark.parametrize("link_id", [LINK, None])
+def test_a_run_does_not_pass_on_an_older_statement_while_the_announced_one_is_in_no_record(story, link_id):
+    story.box.play(statement("september", link_id=link_id, mode="pdf", after=-HOUR))
+    story.after_each_poke(*[None] * 7, statement("october", link_id=link_id, mode="pdf"))
+    outcome = story.wait_for_customer(run_of_announced(announced(link_id, "october")))
+    assert "october" in outcome.ids
+
+
+def test_a_forged_announcement_holds_a_run_up_for_ten_minutes_only(story):
+    story.box.play(statement("october", after=-HOUR))
+    assert story.wait_for_customer(run_of_announced(announced(LINK, "forged", ago=601))).ids == ["october"]
+    outcome = story.wait_for_customer(run_of_announced(announced(LINK, "forged", ago=500)), timeout=0.3)
+    assert outcome.state == "failed"
+    assert "1 statement that a webhook announced in neither record yet" in outcome.message
+
+
+def test_a_failed_announcement_holds_nothing_up(story):
+    story.box.play(statement("october"))
+    event = announced(LINK, "november", progress="failed")
+    assert story.wait_for_customer(run_of_announced(event)).ids == ["october"]
+
+
+def test_an_entity_that_only_the_history_names_is_asked_for_its_progress(story):
+    story.box.payload(link_id=LINK, entity_id="ghost", statement_id="s1")
+    items = [{"statement_id": "s1", "status": "completed"}, {"statement_id": "s2", "status": "processing"}]
+    story.box.progress("ghost", items)
+    outcome = story.wait_for_customer(link_id=LINK, timeout=0.3)
+    assert outcome.state == "failed"
+    assert "1 in progress" in outcome.message
+
+
+def test_a_404_of_the_list_of_entities_does_not_hide_the_history(story):
+    story.box.play(statement("october"))
+    story.box.fault(Fault(kind="status", call="entities", status=404))
+    assert story.wait_for_customer(link_id=LINK).ids == ["october"]
+
+
+def test_wrong_keys_are_sent_once(story, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps({**story.box.connection, "password": "wrong"}))
+    outcome = story.wait(entity_id=CUSTOMER)
+    assert isinstance(outcome.error, BankConnectAuthError)
+    assert calls(story) == ["identity"]
+
+
+@pytest.mark.parametrize("word", ["", "success", "partial"])
+def test_an_unknown_transaction_status_does_not_hold_up_a_wait(story, word):
+    story.box.play(statement("october"))
+    items = [{"statement_id": "october", "status": "completed", "transaction_status": word}]
+    story.box.progress(CUSTOMER, items, "identity")
+    assert story.wait(entity_id=CUSTOMER).ids == ["october"]
+    assert calls(story) == ["identity", "transactions"]
 
 
 def test_without_ids_a_run_of_several_customers_is_an_error(story):
@@ -233,7 +327,7 @@ def test_without_transaction_status_a_wait_reads_transactions_for_good_and_logs_
     story.after_each_poke(None, None, None, None, statement("october"))
     assert story.wait(entity_id=CUSTOMER).ids == ["october"]
     lines = log()
-    assert IN_FULL + "identity/ has no transaction_status" in lines
+    assert IN_FULL + "identity/ has no transaction_status, or an unknown one" in lines
     if story.mode != "reschedule":
         # In reschedule mode each poke is a new process, without knowledge of the others.
         assert lines.count(IN_FULL) == 1
@@ -311,8 +405,9 @@ def test_a_wait_continues_when_the_host_no_longer_resolves_at_a_later_poke(story
     assert "BankConnectHostError" in outcome.message
 
 
-def test_a_busy_identity_call_does_not_hold_up_a_wait_for_transactions(story):
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 500}, {"kind": "reset"}], ids=["500", "reset"])
+def test_a_failing_identity_call_does_not_hold_up_a_wait_for_transactions(story, fault):
     story.box.play(statement("october"))
-    story.box.fault(Fault(kind="status", call="identity", status=500))
-    outcome = story.wait(entity_id=CUSTOMER, timeout=0.5)
-    assert outcome.ids == ["october"]
+    story.box.fault(Fault(call="identity", **fault))
+    assert story.wait(entity_id=CUSTOMER).ids == ["october"]
+    assert "identity" in calls(story)
