@@ -69,7 +69,8 @@ def judge_progress(expectation: Expectation, items: Iterable[StatementProgress])
     failed = [row for row in rows if row.progress == "failed"]
     if failed:
         reasons = ", ".join(sorted({repr(row.reason) for row in failed}))
-        return Verdict("failed", tuple(rows), f"{len(failed)} of {_count(len(done))} failed; reasons: {reasons}")
+        counts = [len({row.statement_id for row in some}) for some in (failed, rows)]
+        return Verdict("failed", tuple(rows), f"{counts[0]} of {_count(counts[1])} failed; reasons: {reasons}")
     return Verdict("passed", tuple(rows), f"{_count(len(done))} completed")
 
 
@@ -271,7 +272,11 @@ def _failed_or_soon(
 
 def _so_far(expectation: Expectation, done: int, in_progress: int, word: str = "completed") -> str:
     text = f"{done} of {_count(expectation.needed)} {word}"
-    return text + (f", {in_progress} in progress" if in_progress else "")
+    if in_progress:
+        return f"{text}, {in_progress} in progress"
+    # Nothing else keeps enough completed statements from passing.
+    is_taken_back = word == "completed" and done >= expectation.needed
+    return f"{text}, but a newer row that names no entity says otherwise" if is_taken_back else text
 
 
 def _refuse_future(rows: Iterable[WebhookPayload], now: datetime) -> None:

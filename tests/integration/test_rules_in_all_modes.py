@@ -1,4 +1,4 @@
-"""The table of the gate's rules, in every mode, over HTTPS, and in every order of its rows."""
+"""The tables of the gates' rules, in every mode, over HTTPS, and in several orders of their rows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ from functools import partial
 from itertools import permutations
 
 import pytest
-from gate_cases import CASES, ENTITY, LINK, PROGRESS_CASES, expect_arguments, payload_dicts, progress_dicts
+from gate_cases import (
+    CASES,
+    CUSTOMER_CASES,
+    ENTITY,
+    LINK,
+    PROGRESS_CASES,
+    ProgressCase,
+    expect_arguments,
+    payload_dicts,
+    progress_dicts,
+)
 from waits import MODES, build, run
 
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox
-from airflow_provider_bankconnect.sensors.bankconnect import BankConnectProgressSensor, BankConnectWebhookPayloadSensor
+from airflow_provider_bankconnect.sensors.bankconnect import (
+    BankConnectProgressSensor,
+    BankConnectStatementSensor,
+    BankConnectWebhookPayloadSensor,
+)
 
 BECOMES = {"passed": "success", "failed": "failed", "pending": "failed", "timezone": "up_for_retry"}
 
@@ -24,6 +38,7 @@ def pace(case):
 
 # Cases that hold only within one second need a fixed clock: the tests of the pure functions have them.
 STEADY = [case for case in CASES if not case.tight]
+STEADY_CUSTOMERS = [case for case in CUSTOMER_CASES if not case.tight]
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -43,8 +58,43 @@ def box(vendor):
 def answers(box, call, mode, nothing, answer):
     """Answer exactly this; in deferred mode answer the first poke with nothing, so that the wait defers."""
     box.clear_faults()
+    answer_call(box, call, mode, nothing, answer)
+
+
+def answer_call(box, call, mode, nothing, answer):
     for body, times in ((nothing, 1), (answer, None))[mode != "deferred" :]:
         box.fault(Fault(kind="garbage", call=call, body=json.dumps(body), content_type="application/json", times=times))
+
+
+def customer_answers(box, case, mode, rows, progress):
+    """Answer all calls about a customer; in deferred mode the first poke finds nothing."""
+    box.clear_faults()
+    for entity_id in (ENTITY, "entity-2"):
+        its = progress.get(entity_id, [])
+        box.progress(entity_id, its)
+        small = [{**given, "status": "completed", "transaction_status": given["status"]} for given in its]
+        # A completed item must name its statement, in every analysis.
+        box.progress(
+            entity_id, [one if one["statement_id"] else {**one, "status": "failed"} for one in small], "identity"
+        )
+    if case.link is None or "entity_id" in case.expect:
+        body = {"entity_id": ENTITY, "link_id": case.link}
+        answer_call(box, "entity", "poke", None, body)
+        if mode == "deferred":
+            for call in ("identity", "transactions"):
+                box.fault(
+                    Fault(kind="garbage", call=call, body='{"progress": []}', content_type="application/json", times=1)
+                )
+    listed = {"next": None, "results": [{"entity_id": entity_id, "link_id": LINK} for entity_id in progress]}
+    answer_call(box, "entities", mode, {"next": None, "results": []}, listed)
+    answer_call(box, "webhook_payloads", mode, {"payloads": []}, {"payloads": rows})
+
+
+def both_ways(rows, progress):
+    """Return the records in the order of the case and, if there is another one, in reverse order."""
+    backward = (rows[::-1], {entity_id: its[::-1] for entity_id, its in reversed(progress.items())})
+    is_same = backward[0] == rows and [*backward[1].items()] == [*progress.items()]
+    return [(rows, progress)] if is_same else [(rows, progress), backward]
 
 
 @pytest.mark.usefixtures("connection")
@@ -87,3 +137,23 @@ def test_every_mode_reaches_the_verdict_of_the_progress_case_in_every_order(box,
         assert outcome.state == BECOMES[case.state], outcome
         if case.state == "passed" and case.result is not None:
             assert sorted(outcome.ids) == sorted(case.result)
+
+
+@pytest.mark.usefixtures("connection")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", STEADY_CUSTOMERS, ids=lambda case: case.name)
+def test_every_mode_reaches_the_verdict_of_the_customer_case_in_both_orders(box, case, mode):
+    now = datetime.now(UTC).replace(microsecond=0)
+    link = {} if case.link is None else {"link_id": case.link}
+    sensor = partial(build, BankConnectStatementSensor, mode, **link, **pace(case), **expect_arguments(case, now))
+    progress = {entity_id: progress_dicts(ProgressCase("", its, "")) for entity_id, its in case.items.items()}
+    for rows, items in both_ways(payload_dicts(case, now), progress):
+        customer_answers(box, case, mode, rows, items)
+        outcome = run(sensor)
+        assert outcome.state == BECOMES[case.state], outcome
+        if case.state != "pending":
+            assert bool(outcome.triggers) == (mode == "deferred")
+        if case.state == "passed":
+            assert outcome.ids == list(case.result)
+        if case.state == "pending":
+            assert "timed out" in outcome.message

@@ -108,7 +108,7 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     "asks for identity again after it was of no use": (
         Change("wait:Wait.answered", "self._is_in_full = True", "self._is_in_full = False"),
     ),
-    "asks for identity at the deadline": (Change("wait:Wait.question", "self._is_last_poke_made or ", ""),),
+    "asks for identity at the deadline": (Change("wait:Wait.question", " or self._is_last_poke_made", ""),),
     "ignores what is in progress only in the progress": (
         Change("gate:_Customer._add", "self.going.append(row)", "pass"),
     ),

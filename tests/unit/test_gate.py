@@ -12,22 +12,28 @@ from enum import IntEnum
 import pytest
 from gate_cases import (
     CASES,
+    CUSTOMER_CASES,
     ENTITY,
     HOUR,
     LINK,
     MINUTE,
     PROGRESS_CASES,
     Case,
+    CustomerCase,
     ProgressCase,
     attempt,
+    customer_expectation,
+    customer_items,
     expect_arguments,
     expectation,
     item,
+    one,
     payload_dicts,
     payloads,
     progress_dicts,
     progress_items,
     row,
+    two,
 )
 
 from airflow_provider_bankconnect import api
@@ -37,6 +43,7 @@ from airflow_provider_bankconnect.gate import (
     Expectation,
     Row,
     Verdict,
+    judge_customer,
     judge_history,
     judge_progress,
     newest_of_each_statement,
@@ -91,10 +98,37 @@ def test_each_case_of_the_progress_holds_in_every_order_of_its_items(case):
     assert len(verdicts) == 1
 
 
+def orders_of_both(case):
+    """Yield the rows and the items of a customer, each in every order and also repeated."""
+    models = customer_items(case)
+    ways = [orders(payloads(case, NOW)), *(orders(its) for its in models.values())]
+    for rows, *progress in itertools.product(*map(list, ways)):
+        yield rows, dict(zip(models, progress, strict=True))
+        yield rows, dict(reversed([*zip(models, progress, strict=True)]))
+
+
+@pytest.mark.parametrize("case", CUSTOMER_CASES, ids=by_name)
+def test_each_case_of_the_customer_holds_in_every_order_of_its_rows_and_items(case):
+    expected = customer_expectation(case, NOW)
+    verdicts = set()
+    for rows, progress in orders_of_both(case):
+        items = {entity_id: iter(its) for entity_id, its in progress.items()}
+        if case.state == "timezone":
+            with pytest.raises(api.BankConnectTimezoneError):
+                judge_customer(expected, iter(rows), items, NOW)
+            continue
+        verdict = judge_customer(expected, iter(rows), items, NOW)
+        assert verdict.state == case.state
+        assert tuple(shown.statement_id for shown in verdict.rows) == case.result
+        verdicts.add(verdict)
+    assert len(verdicts) == (case.state != "timezone")
+
+
 def test_the_cases_are_small_and_their_names_are_unique():
-    assert max(len(case.rows) for case in CASES) <= 5
+    assert max(len(case.rows) for case in (*CASES, *CUSTOMER_CASES)) <= 5
     assert max(len(case.items) for case in PROGRESS_CASES) <= 5
-    for table in (CASES, PROGRESS_CASES):
+    assert max(sum(map(len, case.items.values())) for case in CUSTOMER_CASES) <= 3
+    for table in (CASES, PROGRESS_CASES, CUSTOMER_CASES):
         assert len({case.name for case in table}) == len(table)
 
 
@@ -126,6 +160,11 @@ def judge(*rows, now=NOW, **expect):
 def judge_items(*items, **expect):
     case = ProgressCase("", items, "", expect=expect)
     return judge_progress(Expectation(entity_id=ENTITY, **expect), progress_items(case))
+
+
+def judge_both(*rows, items=None, link=LINK, **expect):
+    case = CustomerCase("", rows, items or {}, "", expect=expect, link=link)
+    return judge_customer(customer_expectation(case, NOW), payloads(case, NOW), customer_items(case), NOW)
 
 
 def test_a_row_has_the_documented_fields():
@@ -182,6 +221,11 @@ def test_a_failed_attempt_is_shown_as_failed_whatever_its_progress():
             "2 of 3 statements completed",
         ),
         (lambda: judge(row("s1", "completed"), statement_id=("s1", "s2")), "1 of 2 statements completed"),
+        (lambda: judge(row("s1", "completed", entity="")), "0 of 1 statement completed"),
+        (
+            lambda: judge(row("s1", "completed", entity=""), row("s2", "completed"), expected_statements=2),
+            "1 of 2 statements completed",
+        ),
         (
             lambda: judge(row("s1", "failed", ago=HOUR, reason="bad PDF")),
             "the newest row is a failure; reasons: 'bad PDF'",
@@ -219,10 +263,191 @@ def test_a_failed_attempt_is_shown_as_failed_whatever_its_progress():
             "2 of 3 statements failed; reasons: 'a', 'b'",
         ),
         (lambda: judge_items(item("s1", "failed")), "1 of 1 statement failed; reasons: ''"),
+        (lambda: judge_items(item("", "failed")), "0 of 1 statement done"),
+        (lambda: judge_items(item("", None), item("s1", "completed")), "1 of 1 statement done, 1 in progress"),
     ],
 )
 def test_a_verdict_has_its_reason_in_words(ask, because):
     assert ask().because == because
+
+
+UNDATED = "only in the progress, which has no times"
+
+
+@pytest.mark.parametrize(
+    ("ask", "because"),
+    [
+        (judge_both, "no statement that counts"),
+        (lambda: judge_both(link=None, entity_id=ENTITY), "no statement that counts"),
+        (lambda: judge_both(row("s1", "completed")), "1 statement completed"),
+        (
+            lambda: judge_both(row("s1", "completed"), items=one(item("s2", "completed"), item("s3", "failed"))),
+            "2 statements completed",
+        ),
+        (lambda: judge_both(row("s1", "processing")), "0 of 1 statement completed, 1 in progress"),
+        (lambda: judge_both(items=one(item("s1", None))), "0 of 1 statement completed, 1 in progress"),
+        (
+            lambda: judge_both(row("s1", "processing"), items=one(item("s1", "processing"))),
+            "0 of 1 statement completed, 1 in progress",
+        ),
+        (
+            lambda: judge_both(row("s1", "processing"), items=one(item("s2", ""), item("s3", "x"))),
+            "0 of 1 statement completed, 3 in progress",
+        ),
+        (
+            lambda: judge_both(row("s1", "processing"), items=two((), (item("s1", "processing"),))),
+            "0 of 1 statement completed, 2 in progress",
+        ),
+        (
+            lambda: judge_both(row("s1", "completed"), items=one(item("s1", "processing"))),
+            "1 of 1 statement completed, 1 in progress",
+        ),
+        (lambda: judge_both(row("s1", "completed"), expected_statements=2), "1 of 2 statements completed"),
+        (
+            lambda: judge_both(
+                row("s1", "completed"),
+                row("s2", "failed", ago=2 * HOUR),
+                items=two((item("s3", "completed"), item("s4", "failed")), (item("s5", "completed"),)),
+                expected_statements=5,
+            ),
+            "2 of 5 statements completed",
+        ),
+        (
+            lambda: judge_both(items=two((item("s1", "failed"),), (item("s2", "completed"),)), expected_statements=2),
+            "1 of 2 statements completed",
+        ),
+        (lambda: judge_both(items=one(item("", "failed"))), "0 of 1 statement completed"),
+        (lambda: judge_both(attempt(), items=one(item("s1", "failed"))), "0 of 1 statement completed"),
+        (
+            lambda: judge_both(attempt(), items=one()),
+            "the newest row is a failure, which counts when it is 0:30:00 old; reasons: 'wrong password'",
+        ),
+        (lambda: judge_both(items=one(item("s1", "failed"))), "1 statement failed; reasons: ''"),
+        (
+            lambda: judge_both(
+                items=one(item("s1", "failed", "b"), item("s2", "failed", "a"), item("s3", "completed", "c")),
+                expected_statements=3,
+            ),
+            "2 statements failed; reasons: 'a', 'b'",
+        ),
+        (
+            lambda: judge_both(row("s1", "failed", ago=HOUR, reason="old"), items=one(item("s2", "failed", "new"))),
+            "1 statement failed; reasons: 'new'",
+        ),
+        (
+            lambda: judge_both(attempt(ago=HOUR), items=one(item("s1", "failed", "b")), expected_statements=2),
+            "the newest row is a failure; reasons: 'wrong password'",
+        ),
+        (
+            lambda: judge_both(items=one(item("s1", "completed")), since_ago=HOUR),
+            f"no statement that counts; 1 statement {UNDATED}",
+        ),
+        (
+            lambda: judge_both(items=one(item("s1", "failed")), since_ago=HOUR, link=None, entity_id=ENTITY),
+            f"no statement that counts; 1 statement {UNDATED}",
+        ),
+        (
+            lambda: judge_both(
+                row("s1", "completed"),
+                items=one(item("s2", "completed"), item("s3", "failed"), item("s1", "completed")),
+                since_ago=HOUR,
+                expected_statements=2,
+            ),
+            f"1 of 2 statements completed; 2 statements {UNDATED}",
+        ),
+        (
+            lambda: judge_both(
+                row("s1", "completed"), items=one(item("s2", "completed"), item("s3", None)), since_ago=HOUR
+            ),
+            f"1 of 1 statement completed, 1 in progress; 1 statement {UNDATED}",
+        ),
+        (
+            lambda: judge_both(attempt(ago=HOUR), items=one(item("s2", "completed")), since_ago=2 * HOUR),
+            "the newest row is a failure; reasons: 'wrong password'",
+        ),
+    ],
+)
+def test_a_verdict_on_a_customer_has_its_reason_in_words(ask, because):
+    assert ask().because == because
+
+
+def test_a_customers_rows_with_and_without_a_time_have_the_documented_fields():
+    verdict = judge_both(
+        row("s1", "Completed", ago=45, reason="Fine"),
+        items=one(item("s3", "FAILED", "bad PDF"), item("s2", None)),
+    )
+    assert verdict.rows == (
+        Row("s1", ENTITY, LINK, "completed", "Fine", "2026-11-20T12:30:00+00:00"),
+        Row("s2", ENTITY, None, "", "", None),
+        Row("s3", ENTITY, None, "failed", "bad PDF", None),
+    )
+
+
+def test_of_several_items_of_a_statement_the_same_one_is_always_shown():
+    for items in itertools.permutations(
+        [item("s1", "failed", "b"), item("s1", "completed"), item("s1", "failed", "a")]
+    ):
+        assert judge_both(items=one(*items)).rows == (Row("s1", ENTITY, None, "failed", "a", None),)
+    for items in itertools.permutations([item("s1", "x", "b"), item("s1", "failed"), item("s1", "a", "z")]):
+        assert judge_both(items=one(*items)).rows == (Row("s1", ENTITY, None, "a", "z", None),)
+
+
+LATER = NOW + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("expect", "because"),
+    [
+        ({}, "1 statement completed"),
+        ({"announced": ("s9",)}, "1 statement completed"),
+        ({"announced": ("s9",), "announced_until": NOW}, "1 statement completed"),
+        (
+            {"announced": ("s9",), "announced_until": LATER},
+            "1 statement that a webhook announced in neither record yet",
+        ),
+        (
+            {"announced": ("s8", "s1", "s9"), "announced_until": LATER},
+            "2 statements that a webhook announced in neither record yet",
+        ),
+        ({"announced": ("s1", "s2", "s3", "s4"), "announced_until": LATER}, "1 statement completed"),
+    ],
+)
+def test_a_customer_is_pending_until_a_record_has_the_announced_statements_or_they_are_given_up(expect, because):
+    """Of s1 to s4, each record has some, in the other entity or out of the time of since, too."""
+    verdict = judge_both(
+        row("s1", "completed"),
+        row("s2", "failed", ago=2 * HOUR),
+        items=two((item("s3", "failed"),), (item("s4", "completed"),)),
+        since_ago=HOUR,
+        **expect,
+    )
+    assert verdict.because == because
+    assert verdict.state == ("passed" if because == "1 statement completed" else "pending")
+    assert [shown.statement_id for shown in verdict.rows] == ["s1"]
+
+
+def test_a_verdict_that_waits_for_an_announced_statement_has_the_rows_of_both_records():
+    verdict = judge_both(
+        row("s1", "completed"),
+        items=one(item("s2", "completed"), item("s3", None)),
+        announced=("s9",),
+        announced_until=LATER,
+    )
+    assert [shown.statement_id for shown in verdict.rows] == ["s1", "s3", "s2"]
+
+
+def test_an_announced_statement_of_another_link_is_in_no_record():
+    verdict = judge_both(
+        row("s1", "completed"), row("s9", "completed", link="link-2"), announced=("s9",), announced_until=LATER
+    )
+    assert verdict.state == "pending"
+
+
+def test_a_customer_without_a_link_is_counted_by_its_items_alone():
+    verdict = judge_both(
+        items=two((item("s1", "completed"),), (item("s2", "processing"),)), link=None, entity_id="entity-2"
+    )
+    assert [shown.statement_id for shown in verdict.rows] == ["s2"]
 
 
 def test_the_error_of_a_row_in_the_future_names_the_timezone_setting():
@@ -286,6 +511,8 @@ def test_of_several_rows_in_progress_of_one_second_the_same_one_is_always_shown(
         (row("s1", "completed", link=None), {}, "of another link, None"),
         (row("s1", "completed", entity="e9"), {"entity_id": ENTITY}, "of another entity, 'e9'"),
         (row("s1", "completed", entity=ENTITY), {"entity_id": ENTITY}, None),
+        (row("s1", "completed", entity=""), {"entity_id": ENTITY}, "BankConnect names no entity"),
+        (attempt(entity=""), {}, None),
         (row("s1", "completed"), {"statement_id": ("s2", "s3")}, "of another statement"),
         (row("s1", "completed"), {"statement_id": ("s2", "s1")}, None),
         (attempt(), {"statement_id": ("s2",)}, "an attempt, and statement_id is given"),
@@ -598,3 +825,24 @@ def test_the_core_imports_neither_airflow_nor_an_http_client():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_failed_item_without_a_statement_is_counted_with_the_failed_ones():
+    items = [StatementProgress(statement_id="", status="failed", message=words) for words in ("x", "y")]
+    verdict = judge_progress(
+        Expectation(entity_id="e1"), [*items, StatementProgress(statement_id="s1", status="completed")]
+    )
+    assert (verdict.state, verdict.because) == ("failed", "1 of 2 statements failed; reasons: 'x', 'y'")
+
+
+def test_a_completion_that_a_row_without_an_entity_takes_back_is_named():
+    now = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    rows = [
+        WebhookPayload(
+            statement_id="s1", entity_id=entity_id, link_id="L", progress=progress, date_time=now - timedelta(hours=ago)
+        )
+        for entity_id, progress, ago in (("e1", "completed", 2), ("", "processing", 1))
+    ]
+    verdict = judge_history(Expectation(link_id="L", entity_id="e1"), rows, now)
+    text = "1 of 1 statement completed, but a newer row that names no entity says otherwise"
+    assert (verdict.state, verdict.because) == ("pending", text)

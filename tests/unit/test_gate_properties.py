@@ -224,19 +224,17 @@ def test_statements_of_two_entities_are_never_added_up(rows, now):
         assert judge_history(Expectation(link_id=LINK, expected_statements=2), alone, now) == verdict
 
 
-# A completed item must name its statement. Others need not.
-named = [
-    (f"s{number}", status)
-    for number in range(1, 5)
-    for status in ["completed"] * 8 + ["Completed", "failed", "failed", "Failed", None, "processing"]
-]
-nameless = [("", "failed"), ("", "FAILED"), ("", None)]
-items = st.sampled_from(
-    [
-        StatementProgress(statement_id=statement_id, status=status, message=message)
-        for statement_id, status in [*named, *nameless]
-        for message in (None, "", "bad PDF")
-    ]
+statuses = st.sampled_from(["completed"] * 8 + ["Completed", "failed", "failed", "Failed", None, "processing"])
+
+
+def item_of(statement_id, status, message):
+    # A completed item must name its statement. Others need not.
+    says = "failed" if statement_id == "" and status in {"completed", "Completed"} else status
+    return StatementProgress(statement_id=statement_id, status=says, message=message)
+
+
+items = st.builds(
+    item_of, st.sampled_from(["s1", "s2", "s3", "s4"] * 4 + [""]), statuses, st.sampled_from([None, "", "bad PDF"])
 )
 progress_arrays = st.lists(items, max_size=5)
 
@@ -351,8 +349,9 @@ def test_letter_case_of_a_progress_changes_no_verdict(expect, rows, now, spell):
 # Both records of a customer.
 
 # Among the rows are some whose entity BankConnect does not name.
-customer_histories = st.lists(payload_rows(entity=st.sampled_from(["e1"] * 5 + ["e2", ""])), max_size=5)
-customer_progress = st.dictionaries(st.sampled_from(["e1", "e1", "e2"]), st.lists(items, max_size=4), max_size=2)
+customer_histories = st.lists(payload_rows(entity=st.sampled_from(["e1"] * 5 + ["e2", ""])), max_size=4)
+of_an_entity = st.lists(items, max_size=3)
+customer_progress = st.fixed_dictionaries({"e1": of_an_entity}, optional={"e2": of_an_entity})
 no_progress = st.just({}) | st.fixed_dictionaries({"e1": st.just([]), "e2": st.just([])})
 COMPLETED = ["completed", "COMPLETED"]
 
@@ -585,7 +584,7 @@ def test_the_customers_above_reach_every_state_often():
         st.tuples(expectations(), customer_histories, customer_progress, moments),
         lambda *given: judge_customer(*given).state,
     )
-    assert min(seen[state] for state in ("pending", "passed", "failed")) >= 0.1 * seen.total()
+    assert min(seen[state] for state in ("pending", "passed", "failed")) >= 0.05 * seen.total()
 
 
 def test_the_customers_above_often_pass_by_both_records_together():
@@ -595,4 +594,4 @@ def test_the_customers_above_often_pass_by_both_records_together():
         return (verdict.state, len(kinds))
 
     seen = frequencies(st.tuples(expectations(), customer_histories, customer_progress, moments), by)
-    assert seen["passed", 2] >= 0.01 * seen.total()
+    assert seen["passed", 2] >= 0.005 * seen.total()

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.gate import Expectation, Row, Verdict
-from airflow_provider_bankconnect.records import HistoryGate, ProgressGate
+from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate, Records
 from airflow_provider_bankconnect.wait import End, Pause, Poke, SharedPause, TestCall, Wait, WaitArguments
 
 NOW = datetime(2026, 11, 28, 20, 41, tzinfo=UTC)
@@ -145,18 +145,21 @@ def test_a_streak_of_errors_is_logged_when_it_begins_and_when_it_is_over():
 
 @pytest.mark.parametrize("pokes", [0, 7])
 @pytest.mark.parametrize(
-    "error", [api.BankConnectAuthError("no"), api.BankConnectTimezoneError("zone")], ids=lambda e: type(e).__name__
+    "error",
+    [api.BankConnectAuthError("no"), api.BankConnectTimezoneError("zone"), api.BankConnectLimitError("too many")],
+    ids=lambda e: type(e).__name__,
 )
-def test_wrong_keys_and_a_wrong_timezone_end_the_wait_at_any_poke(error, pokes):
+def test_wrong_keys_a_wrong_timezone_and_too_many_entities_end_the_wait_at_any_poke(error, pokes):
     one = poked(wait(is_new=False, pokes=pokes), error)
     assert one.next(NOW) == End("error", str(error), error=error)
 
 
-def test_a_wrong_certificate_ends_the_wait_at_its_first_poke_only():
-    error = api.BankConnectCertificateError("certificate")
-    assert poked(wait(), error).next(NOW) == End("error", "certificate", error=error)
-    assert isinstance(poked(poked(wait()), error, begins=60).next(at(60)), Poke)
-    assert isinstance(poked(wait(is_new=False), error).next(NOW), Poke)
+@pytest.mark.parametrize("kind", [api.BankConnectCertificateError, api.BankConnectHostError])
+def test_a_wrong_certificate_or_host_ends_the_wait_at_its_first_poke_only(kind):
+    error = kind("why")
+    assert poked(wait(), error).next(NOW) == End("error", "why", error=error)
+    assert next_poke(poked(poked(wait()), error, begins=60), 60) == 120
+    assert next_poke(poked(wait(is_new=False), error)) == 60
 
 
 def test_with_silent_fail_no_error_is_final():
@@ -314,6 +317,164 @@ def test_an_answer_after_the_test_call_takes_back_that_the_path_is_wrong():
     one.tested(NOT_FOUND)
     poked(one, begins=1000)
     assert not one.next(at(1000)).because.startswith("even the test call")
+
+
+# Small answers
+
+SMALL = ProgressGate(Expectation(entity_id="e1"))
+CUSTOMER = CustomerGate(Expectation(link_id="loan-4711"))
+HTTP_500 = api.BankConnectServerError("transactions: HTTP 500")
+
+
+def records(status="processing", distrust=""):
+    item = api.StatementProgress(statement_id="s1", status=status)
+    return Records(items={"e1": [item]}, distrust=distrust)
+
+
+def answered(one, rows, *, begins=0.0, ends=None):
+    """Poke, and report the rows of the answer."""
+    one.begin(at(begins))
+    one.answered(rows, at(begins if ends is None else ends), 0.0)
+    return one
+
+
+@pytest.mark.parametrize("gate", [SMALL, CUSTOMER], ids=["progress", "customer"])
+def test_a_wait_pokes_with_small_answers_until_one_cannot_be_trusted(gate):
+    one = wait(gate=gate)
+    assert one.question is gate
+    answered(one, records())
+    assert one.question is gate
+    answered(one, records(distrust="why"), begins=60)
+    assert one.question == gate.in_full()
+    answered(one, records(), begins=120)
+    assert one.question == gate.in_full()
+
+
+def test_distrust_is_logged_once_after_what_is_there():
+    one = answered(wait(gate=SMALL), records(distrust="identity/ has no transaction_status"))
+    reads = "Each further check reads transactions/ instead of the smaller identity/"
+    assert one.take_lines() == [
+        ("info", "Not yet: progress of transactions of entity 'e1': 1 statement in progress; next check 20:42 UTC"),
+        ("info", f"{reads}: identity/ has no transaction_status"),
+    ]
+    answered(one, records(distrust="another reason"), begins=60)
+    assert one.take_lines() == []
+
+
+def test_an_answer_that_can_be_trusted_logs_nothing_of_it():
+    assert len(texts(answered(wait(gate=SMALL), records()))) == 1
+
+
+@pytest.mark.parametrize(("status", "state"), [("completed", "passed"), ("failed", "failed")])
+def test_distrust_is_not_logged_if_that_answer_ends_the_wait(status, state):
+    one = answered(wait(gate=SMALL), records(status, "why"))
+    assert one.take_lines() == []
+    assert one.next(NOW).status == state
+    assert one.arguments()["in_full"] is False
+
+
+def test_the_list_of_another_gate_has_no_distrust():
+    rows = [api.StatementProgress(statement_id="s1", status="processing")]
+    one = answered(wait(gate=ProgressGate(Expectation(entity_id="e1"), "identity")), rows)
+    assert one.arguments()["in_full"] is False
+    assert one.question is one.gate
+
+
+def test_a_wait_stays_in_full_when_it_is_deferred_and_restarted():
+    one = answered(wait(gate=SMALL), records(distrust="why"))
+    assert one.arguments()["in_full"] is True
+    again = Wait(SMALL, at(1), one.arguments(), is_new=False)
+    assert again.question == SMALL.in_full()
+    again.take_lines()
+    answered(again, records(distrust="why"), begins=60)
+    assert texts(again) == []
+    assert again.arguments()["in_full"] is True
+    assert wait(gate=SMALL).arguments()["in_full"] is False
+
+
+def test_an_answer_is_judged_at_its_time():
+    gate = CustomerGate(Expectation(link_id="loan-4711"))
+    login = api.WebhookPayload(
+        statement_id="", entity_id="e1", link_id="loan-4711", progress="failed", reason="", date_time=NOW
+    )
+    one = answered(wait(gate=gate), Records(rows=[login]), begins=0, ends=1799)
+    assert isinstance(one.next(at(1799)), Poke)
+    assert answered(wait(gate=gate), Records(rows=[login]), begins=0, ends=1800).next(at(1800)).status == "failed"
+
+
+def test_errors_change_nothing_of_what_is_asked_for():
+    one = answered(wait(gate=SMALL), records())
+    for number in range(1, 6):
+        poked(one, HTTP_500, begins=60 * number)
+        assert one.question is SMALL
+
+
+def test_the_last_poke_is_in_full():
+    one = answered(wait(gate=SMALL, timeout=10), records())
+    assert one.next(at(10)) == Poke(at(10), at(70), is_last=True)
+    assert one.question is SMALL, "not begun"
+    one.begin(at(10))
+    assert one.question == SMALL.in_full()
+    one.answered(records(), at(11), 0.0)
+    assert one.next(at(11)).status == "timeout"
+
+
+def test_a_small_poke_that_ends_after_the_deadline_is_followed_by_one_in_full():
+    one = answered(wait(gate=SMALL, timeout=10), records(), begins=5, ends=12)
+    assert one.next(at(12)) == Poke(at(13), at(73), is_last=True)
+    assert texts(one)[-1].endswith("; next check 20:41 UTC")
+    answered(one, records(), begins=13, ends=14)
+    assert one.question == SMALL.in_full()
+    assert one.next(at(14)).status == "timeout"
+
+
+def test_a_small_poke_that_ends_after_the_deadline_with_an_error_is_followed_by_one_in_full():
+    one = poked(wait(gate=SMALL, timeout=10), HTTP_500, begins=5, ends=12)
+    assert one.next(at(12)) == Poke(at(13), at(73), is_last=True)
+
+
+@pytest.mark.parametrize("gate", [SMALL, CUSTOMER, GATE], ids=["progress", "customer", "history"])
+def test_a_poke_in_full_that_ends_after_the_deadline_was_the_last_one(gate):
+    one = poked(wait(gate=gate, timeout=10, in_full=True), begins=5, ends=12)
+    assert one.next(at(12)).status == "timeout"
+
+
+def test_a_small_answer_of_another_wait_does_not_replace_the_last_poke():
+    one = answered(wait(gate=SMALL, timeout=10), records())
+    one.next(at(10))
+    one.answered(records(), at(10), 0.0)
+    assert one.next(at(11)) == Poke(at(11), at(71), is_last=True)
+
+
+REJECTED = (
+    "was the upload rejected (wrong or missing PDF password, unknown bank, unreadable: then no statement ever appears)"
+)
+BEGUN = "is the link spelt as the SDK was given it, and has the customer begun"
+UNLINKED = "was a PDF uploaded without the link (then give its entity_id)"
+UPLOADED = "has the customer uploaded anything"
+NO_LOGIN = "(a failed login never shows here, only in the link's payload history)"
+
+
+@pytest.mark.parametrize(
+    ("expected", "checks"),
+    [
+        ({"link_id": "L"}, f"{BEGUN}; {UNLINKED}; {REJECTED}"),
+        ({"entity_id": "E"}, f"is entity_id right, and {UPLOADED} {NO_LOGIN}; {REJECTED}"),
+        (
+            {"link_id": "L", "entity_id": "E"},
+            f"are link_id and entity_id of the same customer, and {UPLOADED}; {REJECTED}",
+        ),
+    ],
+)
+def test_a_timeout_without_a_statement_says_what_to_check(expected, checks):
+    one = answered(wait(gate=CustomerGate(Expectation(**expected)), timeout=0), Records())
+    assert one.next(NOW).because == f"no statement that counts (to check: {checks})"
+
+
+def test_a_timeout_says_that_the_entity_is_not_of_the_link():
+    gate = CustomerGate(Expectation(link_id="L", entity_id="E"))
+    one = answered(wait(gate=gate, timeout=0), Records(stranger="entity 'E' is of no link, not of link 'L'"))
+    assert one.next(NOW).because.startswith("entity 'E' is of no link, not of link 'L'")
 
 
 # Events

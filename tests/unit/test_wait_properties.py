@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect import wait as rules
 from airflow_provider_bankconnect.gate import Expectation, Row, Verdict
-from airflow_provider_bankconnect.records import HistoryGate
+from airflow_provider_bankconnect.records import HistoryGate, ProgressGate, Records
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait
 
 START = datetime(2026, 11, 28, tzinfo=UTC)
 GATE = HistoryGate(Expectation(link_id="loan"))
+SMALL = ProgressGate(Expectation(entity_id="e1"))
+UNTRUSTED = Records(items={"e1": []}, distrust="why")
 PENDING = Verdict("pending", (), "no row that counts")
 PASSED = Verdict("passed", (Row("s1", "e1", "loan", "completed", "", START.isoformat()),), "1 statement completed")
 FINAL = (api.BankConnectAuthError, api.BankConnectTimezoneError)
@@ -49,14 +51,15 @@ class Trace:
 
     pokes: list[tuple[float, float, Any, bool]] = field(default_factory=list)
     notified: list[tuple[datetime, datetime]] = field(default_factory=list)
+    in_full: list[bool] = field(default_factory=list)
     end: End | None = None
     ended: float = 0.0
 
 
-def drive(vendor, arguments, events=(), dice=(0.5,), mode="deferred"):
+def drive(vendor, arguments, events=(), dice=(0.5,), mode="deferred", gate=GATE):  # noqa: PLR0917 - all short
     """Execute the actions of a wait, as the sensor or the trigger does."""
     trace, now, waiting = Trace(), 0.0, sorted(events)
-    wait = Wait(GATE, START, arguments)
+    wait = Wait(gate, START, arguments)
     while True:
         while waiting and waiting[0] <= now and mode == "deferred":
             before = wait.next(at(now))
@@ -76,12 +79,13 @@ def drive(vendor, arguments, events=(), dice=(0.5,), mode="deferred"):
             wakes = [event for event in waiting if event < due] if mode == "deferred" else []
             now = max(now, wakes[0]) if wakes else due
             if mode == "reschedule" and not action.is_last:
-                wait = Wait(GATE, at(now), {**arguments, "started": START}, is_new=False)
+                wait = Wait(gate, at(now), {**arguments, "started": START}, is_new=False)
                 wait.reschedule(at(now))
             continue
         number = len(trace.pokes)
         outcome, took = vendor.answer(number, now)
         wait.begin(at(now))
+        trace.in_full.append(wait.question == gate.in_full())
         until = (action.until - START).total_seconds()
         if mode == "deferred" and now + took > until:
             trace.pokes.append((now, until, None, action.is_last))
@@ -89,7 +93,9 @@ def drive(vendor, arguments, events=(), dice=(0.5,), mode="deferred"):
             continue
         trace.pokes.append((now, now + took, outcome, action.is_last))
         now += took
-        report = wait.judged if isinstance(outcome, Verdict) else wait.failed
+        report = wait.failed
+        if not isinstance(outcome, Exception):
+            report = wait.judged if isinstance(outcome, Verdict) else wait.answered
         report(outcome, at(now), dice[number % len(dice)])
 
 
@@ -226,3 +232,30 @@ def test_a_wait_that_is_deferred_and_restarted_continues_as_its_arguments_say(ve
         assert again.arguments() == wait.arguments()
         assert again.next(now) == action
         wait, now = again, action.at
+
+
+@settings(max_examples=150, deadline=None)
+@given(vendors, paces, many_events, dice, modes)
+def test_a_wait_that_times_out_has_made_its_last_poke_in_full(vendor, pace, events, dice, mode):
+    trace = drive(vendor, pace, events, dice, mode, SMALL)
+    deadline = (pace["deadline"] - START).total_seconds()
+    if trace.end.status != "timeout" or not trace.pokes:
+        return
+    begun, answered, _, _ = trace.pokes[-1]
+    if begun >= deadline or answered >= deadline:
+        asked = [(getattr(outcome, "retry_after", None) or 0.0, end) for _, end, outcome, _ in trace.pokes]
+        is_paused = any(pause <= rules.LONGEST_LAST_PAUSE and end + pause > deadline for pause, end in asked)
+        assert trace.in_full[-1] or is_paused
+
+
+@settings(max_examples=150, deadline=None)
+@given(vendors, paces, dice, st.integers(0, 6), st.sampled_from(["poke", "deferred"]))
+def test_pokes_are_small_until_an_answer_cannot_be_trusted_but_for_the_last_one(vendor, pace, dice, distrusted, mode):
+    vendor.completed = float("inf")
+    vendor.errors = vendor.errors[:distrusted] + [None] * (distrusted - len(vendor.errors)) + [UNTRUSTED]
+    trace = drive(vendor, pace, (), dice, mode, SMALL)
+    deadline = (pace["deadline"] - START).total_seconds()
+    is_distrusted = False
+    for (begun, _, outcome, _), in_full in zip(trace.pokes, trace.in_full, strict=True):
+        assert in_full == (is_distrusted or begun >= deadline - 1e-5)
+        is_distrusted = is_distrusted or isinstance(outcome, Records)
