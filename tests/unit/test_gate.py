@@ -828,9 +828,9 @@ def test_the_core_imports_neither_airflow_nor_an_http_client():
 
 
 def test_a_failed_item_without_a_statement_is_counted_with_the_failed_ones():
-    items = [StatementProgress(statement_id="", status="failed", message=words) for words in ("x", "y")]
+    items = [api.StatementProgress(statement_id="", status="failed", message=words) for words in ("x", "y")]
     verdict = judge_progress(
-        Expectation(entity_id="e1"), [*items, StatementProgress(statement_id="s1", status="completed")]
+        Expectation(entity_id="e1"), [*items, api.StatementProgress(statement_id="s1", status="completed")]
     )
     assert (verdict.state, verdict.because) == ("failed", "1 of 2 statements failed; reasons: 'x', 'y'")
 
@@ -838,7 +838,7 @@ def test_a_failed_item_without_a_statement_is_counted_with_the_failed_ones():
 def test_a_completion_that_a_row_without_an_entity_takes_back_is_named():
     now = datetime(2026, 11, 28, 12, tzinfo=UTC)
     rows = [
-        WebhookPayload(
+        api.WebhookPayload(
             statement_id="s1", entity_id=entity_id, link_id="L", progress=progress, date_time=now - timedelta(hours=ago)
         )
         for entity_id, progress, ago in (("e1", "completed", 2), ("", "processing", 1))
