@@ -120,7 +120,7 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     ),
     "asks for one entity of a link": (
         Change(
-            "records:CustomerGate.ask",
+            "records:CustomerGate._ask_entities",
             "yield from api.get_entities(link_id, most=MAX_ENTITIES)",
             "(yield from api.get_entities(link_id, most=MAX_ENTITIES))[:1]",
         ),
