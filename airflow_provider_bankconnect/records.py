@@ -15,7 +15,7 @@ from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.api import StatementProgress, WebhookPayload, check_id
 from airflow_provider_bankconnect.arguments import plain
 from airflow_provider_bankconnect.expectation import Expectation, Verdict
-from airflow_provider_bankconnect.gate import judge_customer, judge_history, judge_progress, why_not_considered
+from airflow_provider_bankconnect.gate import judge_customer, judge_history, judge_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -215,7 +215,7 @@ class CustomerGate(_Gate):
             if not rows:
                 raise
             listed = []
-        named = (row.entity_id for row in rows if why_not_considered(self.expectation, row) is None)
+        named = (row.entity_id for row in rows if row.link_id == link_id)
         return api.check_count(link_id, list(dict.fromkeys((*listed, *filter(None, named)))), MAX_ENTITIES)
 
     def judge(self, rows: Records, now: datetime) -> Verdict:

@@ -50,7 +50,7 @@ def may_ask(schedule: Schedule, wait: Wait, record: RecordKey) -> bool:
         return False
     link_id, entity_id = wait.gate.get("link_id"), wait.gate.get("entity_id")
     if call in {"identity", "transactions"}:
-        return name == entity_id if entity_id else name in entities_of(schedule, link_id)
+        return name == entity_id if entity_id else name in named_for(schedule, link_id)
     return record == (("entities", link_id) if entity_id is None else ("entity", entity_id))
 
 
@@ -61,6 +61,18 @@ def entities_of(schedule: Schedule, link_id: str | None, at: float = float("inf"
         for play in schedule.plays
         if play.entity_id and link_id is not None and link_of(schedule, play.entity_id, at) == link_id
     }
+
+
+def named_for(schedule: Schedule, link_id: str) -> set[str]:
+    """Return the entities that a link ever has, and those that a row of its history ever names."""
+    extra = {one.row["entity_id"] for one in schedule.extra_rows if one.row["link_id"] == link_id}
+    of_plays = {play.entity_id for play in schedule.plays if play.link_id == link_id}
+    return {*entities_of(schedule, link_id), *of_plays, *extra} - {""}
+
+
+def named_in(rows: Rows, link_id: str) -> list[str]:
+    """Return the entities that the rows of a link name."""
+    return [row["entity_id"] for row in rows if row["link_id"] == link_id and row["entity_id"]]
 
 
 def link_of(schedule: Schedule, entity_id: str, at: float) -> str | None:
@@ -84,7 +96,7 @@ def requests_of(schedule: Schedule, wait: Wait) -> int:
         return 2 if wait.uses_identity else 1
     if "link_id" not in wait.gate:
         return 2
-    return 2 + 2 * (1 if "entity_id" in wait.gate else len(entities_of(schedule, wait.gate["link_id"])))
+    return 2 + 2 * (1 if "entity_id" in wait.gate else len(named_for(schedule, wait.gate["link_id"])))
 
 
 def heard(schedule: Schedule, wait: Wait, replies: Iterable[Reply]) -> Said:
@@ -105,8 +117,10 @@ def heard(schedule: Schedule, wait: Wait, replies: Iterable[Reply]) -> Said:
     if link_id is not None:
         rows = _ok(by.get(("webhook_payloads", link_id)), 404).rows
         if entity_id is None:
-            results = _ok(by.get(("entities", link_id))).json["results"]
-            entities = list({one["entity_id"]: None for one in results if one["link_id"] == link_id})
+            reply = _ok(by.get(("entities", link_id)), *([404] if rows else []))
+            results = reply.json["results"] if reply.status == 200 else []
+            listed = [one["entity_id"] for one in results if one["link_id"] == link_id]
+            entities = list(dict.fromkeys([*listed, *named_in(rows, link_id)]))
         elif _ok(by.get(("entity", entity_id))).json["link_id"] != link_id:
             return Said(rows, {}, is_stranger=True)
     said = Said(rows, {})
@@ -124,7 +138,8 @@ def _with_entity(said: Said, entity_id: str, small: Reply | None, full: Reply | 
         return replace(said, items={**said.items, entity_id: word}, on_word=said.on_word | {entity_id})
     items = _ok(full, *or_none).rows
     distrust = said.distrust
-    if small is not None and small.status != 404:
+    # An error of the server, or an answer that was cut off, says nothing of the next one.
+    if small is not None and small.status != 404 and small.status < 500 and "half" not in small.faults:
         if word is None:
             distrust = distrust or f"of {entity_id}, identity/ did not tell the state of the transactions"
         elif not word and items:
@@ -163,7 +178,9 @@ def recorded(trace: Trace, wait: Wait, at: float) -> Said:
     rows = [] if link_id is None else trace.known(("webhook_payloads", link_id), at)
     if not wait.is_of_customer and link_id is not None:
         return Said(rows, {})
-    entities = [entity_id] if entity_id is not None else list(entities_of(schedule, link_id, at))
+    entities = [entity_id]
+    if entity_id is None:
+        entities = list(dict.fromkeys([*entities_of(schedule, link_id, at), *named_in(rows, link_id)]))
     if entity_id is not None and link_id is not None and link_of(schedule, entity_id, at) != link_id:
         return Said(rows, {}, is_stranger=True)
     analysis = gate.get("analysis", "transactions")
