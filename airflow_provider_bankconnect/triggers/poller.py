@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect import wait as rules
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
 from airflow_provider_bankconnect.receiver.address import partition_key
 from airflow_provider_bankconnect.records import IN_FULL
@@ -219,6 +220,7 @@ class Poller:
                     # The pause may have begun while this poll queued, or between two of its requests.
                     with suppress(_HeldError):
                         return await self._send(gate, self._refuse_if_held if waits else None)
+                await asyncio.sleep(rules.MIN_INTERVAL)
         except Exception as error:  # noqa: BLE001 - returned to all who asked
             Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
             return error

@@ -368,12 +368,13 @@ def test_entities_are_those_of_the_list_and_then_those_of_the_history_each_once(
     assert poke(customer(), given)[0] == [HISTORY, ENTITIES, IDENTITY_2, IDENTITY, "entity/e3/identity/"]
 
 
-def test_an_entity_is_not_asked_for_because_of_a_row_that_is_not_considered():
-    history = [payload("s1", "completed", ago=timedelta(hours=2))]
-    assert poke(customer(since=NOW - timedelta(hours=1)), answers(history=history, entities=[]))[0] == [
-        HISTORY,
-        ENTITIES,
+def test_an_entity_of_an_older_row_is_asked_for_and_one_of_a_row_of_another_link_is_not():
+    history = [
+        payload("s1", "completed", ago=timedelta(hours=2)),
+        {**payload("s2", "completed", ago=timedelta(0), entity="e2"), "link_id": "another"},
     ]
+    given = answers(history=history, entities=[], identity=[small("s1", "processing")])
+    assert poke(customer(since=NOW - timedelta(hours=1)), given)[0] == [HISTORY, ENTITIES, IDENTITY]
 
 
 @pytest.mark.parametrize(
