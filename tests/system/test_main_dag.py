@@ -133,7 +133,8 @@ def test_deferred_waits_of_one_run_work_each_in_its_own_event_loop(shared, home,
     for number, link in enumerate(links):
         shared.until(lambda link=link: any(poke.query["link_id"] == link for poke in box.calls("webhook_payloads")))
         ids = {"entity_id": f"customer-{number}", "statement_id": f"statement-{number}"}
-        box.play(Statement(link_id=link, **ids, after=0.5, later={"identity": 1.5}))
+        # On a slow machine the third task begins many seconds after the second has passed.
+        box.play(Statement(link_id=link, **ids, after=0.5, later={"identity": 15}))
     run = shared.result()
 
     assert run.state == "success"
