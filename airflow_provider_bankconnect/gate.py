@@ -27,17 +27,29 @@ def judge_history(expectation: Expectation, rows: Iterable[WebhookPayload], now:
 
     :raises BankConnectTimezoneError: a considered row is more than five minutes in the future.
     """
-    rows = set(rows)
-    seen = {row for row in rows if why_not_considered(expectation, row) is None}
+    return _judge_history(_History(expectation, rows), now)
+
+
+class _History:
+    """The rows of a payload history, and of those that are considered the newest of each statement."""
+
+    def __init__(self, expectation: Expectation, rows: Iterable[WebhookPayload]) -> None:
+        self.expectation = expectation
+        self.rows = list(rows)
+        self.seen = {row for row in self.rows if why_not_considered(expectation, row) is None}
+        self.current = list(newest_of_each_statement(self.seen))
+        self.replaced = newest_without_entity(expectation, self.rows)
+
+
+def _judge_history(history: _History, now: datetime) -> Verdict:
+    expectation, seen, current = history.expectation, history.seen, history.current
     _refuse_future(seen, now)
-    current = list(newest_of_each_statement(seen))
     by_entity: dict[str, list[WebhookPayload]] = defaultdict(list)
     for row in current:
         by_entity[row.entity_id].append(row)
 
-    replaced = _replaced(expectation, rows)
-    passed = [done for entity in by_entity.values() if (done := _completed_if_passed(expectation, entity, replaced))]
-    if passed:
+    results = (_completed_if_passed(expectation, entity, history.replaced) for entity in by_entity.values())
+    if passed := list(filter(None, results)):
         result = max((_newest_first(done) for done in passed), key=lambda done: _newness(done[0]))
         return Verdict("passed", _as_rows(result), f"{_count(len(result))} completed")
 
@@ -68,9 +80,8 @@ def judge_progress(expectation: Expectation, items: Iterable[StatementProgress])
         return Verdict("pending", tuple(rows), _so_far(expectation, len(done), len(in_progress), "done"))
     failed = [row for row in rows if row.progress == "failed"]
     if failed:
-        reasons = ", ".join(sorted({repr(row.reason) for row in failed}))
         counts = [len({row.statement_id for row in some}) for some in (failed, rows)]
-        return Verdict("failed", tuple(rows), f"{counts[0]} of {_count(counts[1])} failed; reasons: {reasons}")
+        return Verdict("failed", tuple(rows), f"{counts[0]} of {_count(counts[1])} failed; {_reasons(failed)}")
     return Verdict("passed", tuple(rows), f"{_count(len(done))} completed")
 
 
@@ -90,23 +101,22 @@ def judge_customer(
     :param items: the progress of ``transactions`` of each entity.
     :raises BankConnectTimezoneError: a considered row is more than five minutes in the future.
     """
-    rows = set(rows)
-    history = judge_history(expectation, rows, now)
-    customer = _Customer(expectation, rows, items)
+    considered = _History(expectation, rows)
+    history = _judge_history(considered, now)
+    customer = _Customer(considered, items)
+    shown = (*history.rows, *customer.going, *customer.undated)
     if missing := customer.missing(now):
         because = f"{_count(len(missing))} that a webhook announced in neither record yet"
-        return Verdict("pending", (*history.rows, *customer.going, *customer.undated), because)
+        return Verdict("pending", shown, because)
     if passed := customer.passed():
         return Verdict("passed", passed, f"{_count(len(passed))} completed")
-    shown = (*history.rows, *customer.going, *customer.undated)
     in_progress = any(row.progress not in _RANK for row in shown)
     # A failure counts only later, because customers try again.
     is_recent = history.state == "pending" and bool(history.rows) and history.rows[0].progress == "failed"
     failed = [row for row in customer.undated if row.progress == "failed"]
     if not in_progress and not is_recent and history.state != "passed":
         if any(customer.done(row.entity_id) >= expectation.needed for row in failed):
-            reasons = ", ".join(sorted({repr(row.reason) for row in failed}))
-            return Verdict("failed", shown, f"{_count(len(failed))} failed; reasons: {reasons}")
+            return Verdict("failed", shown, f"{_count(len(failed))} failed; {_reasons(failed)}")
         # A completed statement without a time may be newer than the failure.
         if history.state == "failed" and len(failed) == len(customer.undated):
             return Verdict("failed", shown, history.because)
@@ -144,17 +154,13 @@ class _Customer:
     ``left_out`` is how many of the latter do not count because of ``since``.
     """
 
-    def __init__(
-        self, expectation: Expectation, rows: set[WebhookPayload], items: Mapping[str, Iterable[StatementProgress]]
-    ) -> None:
-        self.expectation = expectation
-        seen = [row for row in rows if why_not_considered(expectation, row) is None]
-        self.dated = list(newest_of_each_statement(seen))
-        self.replaced = _replaced(expectation, rows)
+    def __init__(self, history: _History, items: Mapping[str, Iterable[StatementProgress]]) -> None:
+        self.expectation = expectation = history.expectation
+        self.dated, self.replaced = history.current, history.replaced
         self.going: list[Row] = []
         self.undated: list[Row] = []
         self.left_out = 0
-        known = {(row.entity_id, row.statement_id) for row in rows if row.link_id == expectation.link_id}
+        known = {(row.entity_id, row.statement_id) for row in history.rows if row.link_id == expectation.link_id}
         self.ids = {statement_id for _, statement_id in known}
         for entity_id, its in sorted(items.items()):
             if expectation.entity_id in {None, entity_id}:
@@ -223,18 +229,19 @@ class _Customer:
 def _one_for_each_statement(entity_id: str, items: Iterable[StatementProgress]) -> list[Row]:
     """Return a row for each statement of a progress: of several, the one that is least far."""
     rows: dict[str, Row] = {}
-    for row in sorted({Row.of_item(item, entity_id) for item in items}, key=_least_far):
+    for row in sorted({Row.of_item(item, entity_id) for item in items}, key=least_far):
         rows.setdefault(row.statement_id, row)
     return list(rows.values())
 
 
-def _least_far(row: Row) -> tuple[str, int, str, str]:
+def least_far(row: Row) -> tuple[str, int, str, str]:
+    """Return a sort key for the rows of a progress: of several of one statement, the one that is least far is first."""
     return (row.statement_id, _RANK.get(row.progress, 0), row.progress, row.reason)
 
 
-def _replaced(expectation: Expectation, rows: Iterable[WebhookPayload]) -> dict[str, WebhookPayload]:
+def newest_without_entity(expectation: Expectation, rows: Iterable[WebhookPayload]) -> dict[str, WebhookPayload]:
     """Return the newest row that names a statement but no entity, by statement: the statement may not be over."""
-    nameless = (row for row in rows if row.link_id == expectation.link_id and row.statement_id and not row.entity_id)
+    nameless = (row for row in rows if row.link_id == expectation.link_id and not row.entity_id)
     return {row.statement_id: row for row in newest_of_each_statement(nameless)}
 
 
@@ -262,12 +269,16 @@ def _failed_or_soon(
     expectation: Expectation, shown: list[WebhookPayload], seen: Iterable[WebhookPayload], now: datetime
 ) -> Verdict:
     """Return the verdict of a history whose newest row is a failure."""
-    reasons = ", ".join(sorted({repr(row.reason) for row in seen if _is(row, "failed")}))
+    reasons = _reasons(row for row in seen if _is(row, "failed"))
     grace = expectation.failure_grace
     if now - shown[0].date_time >= grace:
-        return Verdict("failed", _as_rows(shown), f"the newest row is a failure; reasons: {reasons}")
-    soon = f"the newest row is a failure, which counts when it is {grace} old; reasons: {reasons}"
+        return Verdict("failed", _as_rows(shown), f"the newest row is a failure; {reasons}")
+    soon = f"the newest row is a failure, which counts when it is {grace} old; {reasons}"
     return Verdict("pending", _as_rows(shown), soon)
+
+
+def _reasons(failed: Iterable[Row | WebhookPayload]) -> str:
+    return f"reasons: {', '.join(sorted({repr(row.reason) for row in failed}))}"
 
 
 def _so_far(expectation: Expectation, done: int, in_progress: int, word: str = "completed") -> str:

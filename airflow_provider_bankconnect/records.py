@@ -135,7 +135,7 @@ class ProgressGate(_Gate):
     def poll_key(self) -> tuple[str, ...]:
         """What is asked for: equal for gates that one answer serves."""
         key = (self.analysis, self.expectation.entity_id or "")
-        return _key(key, self.expectation, self.is_in_full) if self.analysis == "transactions" else key
+        return _key(key, self.expectation, is_in_full=self.is_in_full) if self.analysis == "transactions" else key
 
     def ask(self, timezone: tzinfo) -> api.Call[Records] | api.Call[list[StatementProgress]]:  # noqa: ARG002 - no times
         """Ask for the progress."""
@@ -180,7 +180,7 @@ class CustomerGate(_Gate):
         """What is asked for: equal for gates that one answer serves."""
         since = str(self.expectation.since or "")
         key = ("customer", self.expectation.link_id or "", self.expectation.entity_id or "", since)
-        return _key(key, self.expectation, self.is_in_full)
+        return _key(key, self.expectation, is_in_full=self.is_in_full)
 
     def ask(self, timezone: tzinfo) -> api.Call[Records]:
         """Ask for the history of the link, for its entities, and for the progress of each."""
@@ -228,7 +228,7 @@ class CustomerGate(_Gate):
 Gate: TypeAlias = HistoryGate | ProgressGate | CustomerGate
 
 
-def _key(key: tuple[str, ...], expectation: Expectation, is_in_full: bool) -> tuple[str, ...]:  # noqa: FBT001
+def _key(key: tuple[str, ...], expectation: Expectation, *, is_in_full: bool) -> tuple[str, ...]:
     """Return a poll key. Whether the answers in full are asked for depends on what is expected."""
     full = (IN_FULL,) if is_in_full else ()
     return (*full, *key, str(expectation.needed), *sorted(set(expectation.statement_id or ())))
@@ -260,7 +260,8 @@ def _ask_transactions(
         items[entity_id] = yield from _ask_in_full(entity_id, is_optional=is_optional)
         if items[entity_id] and is_behind:
             distrust = distrust or _BEHIND
-    while small and (verdict := judge(items)).state != "pending":
+    verdict = judge(items)
+    while small and verdict.state != "pending":
         named = {row.entity_id for row in verdict.rows}
         # Any entity may have a statement in progress, which keeps a failure from counting.
         if not (decisive := sorted(small if verdict.state == "failed" else small & named)):
@@ -268,7 +269,8 @@ def _ask_transactions(
         for entity_id in decisive:
             items[entity_id] = yield from _ask_in_full(entity_id, is_optional=is_optional)
         small.difference_update(decisive)
-        if judge(items).state == "pending":
+        verdict = judge(items)
+        if verdict.state == "pending":
             distrust = distrust or _AHEAD
     return Records(items=items, distrust=distrust)
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow_provider_bankconnect.gate import Row, newest_of_each_statement, why_not_considered
+from airflow_provider_bankconnect.gate import (
+    Row,
+    least_far,
+    newest_of_each_statement,
+    newest_without_entity,
+    why_not_considered,
+)
 from airflow_provider_bankconnect.records import CustomerGate
 from airflow_provider_bankconnect.words import OVER, plain
 
@@ -32,7 +38,12 @@ def records_table(gate: Gate, records: Records, verdict: Verdict | None) -> list
 def _history_tables(gate: Gate, rows: Sequence[WebhookPayload], verdict: Verdict | None) -> dict[str, list[str]]:
     seen = {row for row in rows if why_not_considered(gate.expectation, row) is None}
     current = set(newest_of_each_statement(seen))
-    unnamed = _newest_without_entity(gate, rows)
+    # A row that says completed takes nothing back.
+    unnamed = {
+        statement_id: row.date_time
+        for statement_id, row in newest_without_entity(gate.expectation, rows).items()
+        if row.progress.lower() != "completed"
+    }
 
     def rank(row: WebhookPayload) -> tuple[datetime, bool, str, str, str]:
         return (row.date_time, row in current, row.statement_id, row.progress, row.reason)
@@ -84,13 +95,6 @@ def _history_remark(
     return remark(progress, row.entity_id, verdict)
 
 
-def _newest_without_entity(gate: Gate, rows: Sequence[WebhookPayload]) -> dict[str, datetime]:
-    """Return the time of the newest row of each statement that names no entity, if it is not completed."""
-    unnamed = (row for row in rows if row.link_id == gate.expectation.link_id and not row.entity_id)
-    newest = newest_of_each_statement(unnamed)
-    return {row.statement_id: row.date_time for row in newest if row.progress.lower() != "completed"}
-
-
 def _items_table(gate: CustomerGate, records: Records, entity_id: str, verdict: Verdict | None) -> list[str]:
     """Return the statements of an entity's progress: what each adds to the history."""
     wanted = gate.expectation
@@ -98,7 +102,7 @@ def _items_table(gate: CustomerGate, records: Records, entity_id: str, verdict: 
     seen = newest_of_each_statement(row for row in rows if why_not_considered(wanted, row) is None)
     history = dict.fromkeys((row.statement_id for row in rows), "its rows do not count")
     history |= {row.statement_id: _state(row.progress) for row in seen}
-    items = sorted(records.items[entity_id], key=_least_far)
+    items = sorted(records.items[entity_id], key=lambda item: least_far(Row.of_item(item, entity_id)))
     title = f"{entity_title(entity_id)}, progress of its transactions:"
     lines = [title if items else f"{title} no statement"]
     shown: set[str] = set()
@@ -121,12 +125,6 @@ def _items_table(gate: CustomerGate, records: Records, entity_id: str, verdict: 
         shown.add(item.statement_id)
         lines.append(item_line(item, said))
     return lines
-
-
-def _least_far(item: StatementProgress) -> tuple[str, int, str, str]:
-    """Return a sort key: of two items of a statement, the one that is least far decides."""
-    status = (item.status or "").lower()
-    return (item.statement_id, {"completed": 2, "failed": 1}.get(status, 0), status, item.message or "")
 
 
 def remark(progress: str, entity_id: str, verdict: Verdict | None) -> str:

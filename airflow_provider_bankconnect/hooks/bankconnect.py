@@ -179,12 +179,12 @@ class BankConnectHook(BaseHook):
         )
         step = api.advance(call)
         while isinstance(step, api.Request):
+            answer: api.Answer | api.BankConnectError
             try:
                 answer = retrying(self._send, step)
             except api.BankConnectError as error:
-                step = api.advance(call, error)
-            else:
-                step = api.advance(call, answer)
+                answer = error
+            step = api.advance(call, answer)
         return step.value
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
@@ -303,19 +303,19 @@ class BankConnectAsyncHook:
         :param before_next: called before each request but the first; what it raises ends the call.
         """
         step = api.advance(call)
-        is_first = True
         while isinstance(step, api.Request):
-            if before_next is not None and not is_first:
+            step = await self._step(call, step)
+            if before_next is not None and isinstance(step, api.Request):
                 before_next()
-            is_first = False
-            try:
-                answer = await self._send(step)
-            except api.BankConnectError as error:
-                step = api.advance(call, error)
-                continue
-            is_large = len(answer.body) >= _OFF_LOOP_BYTES
-            step = await asyncio.to_thread(api.advance, call, answer) if is_large else api.advance(call, answer)
         return step.value
+
+    async def _step(self, call: api.Call[T], request: api.Request) -> api.Request | api.Result[T]:
+        try:
+            answer = await self._send(request)
+        except api.BankConnectError as error:
+            return api.advance(call, error)
+        is_large = len(answer.body) >= _OFF_LOOP_BYTES
+        return await asyncio.to_thread(api.advance, call, answer) if is_large else api.advance(call, answer)
 
     async def _send(self, request: api.Request) -> api.Answer:
         await self.connect()

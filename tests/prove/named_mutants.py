@@ -40,7 +40,10 @@ def _claimed(now: Any) -> list[WebhookPayload]:
 MUTANTS: dict[str, tuple[Change, ...]] = {
     "believes a webhook's body": (
         Change(
-            "gate:judge_history", "for row in rows if", "for row in [*rows, *_claimed(now)] if", {"_claimed": _claimed}
+            "gate:judge_history",
+            "_History(expectation, rows)",
+            "_History(expectation, [*rows, *_claimed(now)])",
+            {"_claimed": _claimed},
         ),
     ),
     "ignores since": (Change("gate:why_not_considered", "expectation.since is not None and", "False and"),),
@@ -48,10 +51,10 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         Change("gate:newest_of_each_statement", "if row.statement_id and", "if"),
         Change("gate:_completed_if_passed", "len(completed) >=", "completed and len(entity) >="),
     ),
-    "adds up two entities": (Change("gate:judge_history", "by_entity[row.entity_id]", 'by_entity[""]'),),
+    "adds up two entities": (Change("gate:_judge_history", "by_entity[row.entity_id]", 'by_entity[""]'),),
     "lets one old failure fail the gate": (
         Change(
-            "gate:judge_history",
+            "gate:_judge_history",
             '_is(shown[0], "failed")',
             'any(_is(row, "failed") for row in shown)',
         ),
@@ -81,9 +84,11 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
             "sorted(rows, key=lambda row: row.date_time, reverse=True)",
             "rows",
         ),
-        Change("gate:judge_history", "rows = set(rows)", "rows = list(rows)"),
-        Change("gate:judge_history", "seen = {row for row in rows if", "seen = dict.fromkeys(row for row in rows if"),
-        Change("gate:judge_history", "is None}", "is None)"),
+        Change(
+            "gate:_History.__init__",
+            "{row for row in self.rows if why_not_considered(expectation, row) is None}",
+            "dict.fromkeys(row for row in self.rows if why_not_considered(expectation, row) is None)",
+        ),
         Change("gate:newest_of_each_statement", "or _newness(row) > _newness(newest[key])", "or False"),
     ),
     "passes on 404": (
