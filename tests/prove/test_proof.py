@@ -55,7 +55,7 @@ def test_source_text_of_a_named_mutant_exists(name):
 
 def test_mutant_is_planted_in_each_module_that_has_imported_the_function():
     before = gate.judge_history
-    with planted("adds up two entities"):
+    with planted("believes a webhook's body"):
         assert records.judge_history is gate.judge_history is not before
     assert records.judge_history is gate.judge_history is before
 
