@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, get_args, get_origin
 
 from . import __name__ as package
-from .models import Fault, Statement
+from .models import KINDS, Fault, Statement
 from .play import PlayError, read_fault, read_file, read_statement
 
 if TYPE_CHECKING:
@@ -54,6 +54,15 @@ examples
     python -m {package} --fault kind=status,call=webhook_payloads,status=503,retry_after=5,times=3 \\
         --fault kind=drop,probability=0.33 --seed 7
 
+  A firewall that answers 403 twice, and a network that forgets a connection after 60 idle seconds:
+    python -m {package} --fault kind=firewall,retry_after=30,times=2 --fault kind=forget,seconds=60
+
+  Two interim answers before each answer, and a header that names no compression (a comma in a value is \\,):
+    python -m {package} --fault kind=interim,count=2 --fault 'kind=encoding,content_encoding=identity\\, identity'
+
+  Of the two addresses of localhost, one answers no connection:
+    python -m {package} --silent-address ::1
+
   Statements and faults from a file (--play day.toml):
     [[statement]]
     link_id = "loan-1"
@@ -67,6 +76,11 @@ examples
 
 fields of a statement (link, entity and statement are short for the ids)
 {statement}
+  A statement that names a link and an entity adds the entity to the link. A statement that names only a link is one
+  of the link's first entity, or of a new one if the link has none.
+
+kinds of faults
+{kinds}
 
 fields of a fault
 {fault}
@@ -85,7 +99,7 @@ control calls: from this machine only, on the same port, without keys
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sandbox until SIGINT or SIGTERM, and return the exit code."""
+    """Run the sandbox until SIGINT, SIGTERM or SIGHUP, and return the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -110,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             not_enabled=options.not_enabled,
             host=options.host,
             port=options.port,
+            silent_address=options.silent_address,
             on_event=_log,
         )
     except ValueError as error:
@@ -120,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return _give_up(f"port {options.port} on {options.host} is in use: choose another with --port, or --port 0")
+        if error.errno is None:
+            return _give_up(str(error))
         return _give_up(f"cannot listen on {options.host}, port {options.port}: {error.strerror}")
     try:
         _print_start(box, options, statements, faults)
@@ -149,7 +166,8 @@ class _Stop:
 
 
 def _parser() -> argparse.ArgumentParser:
-    epilog = _EPILOG.format(package=package, statement=_fields(Statement), fault=_fields(Fault))
+    kinds = "\n".join(_in_columns(kind, what) for kind, what in KINDS.items())
+    epilog = _EPILOG.format(package=package, statement=_fields(Statement), kinds=kinds, fault=_fields(Fault))
     parser = _Parser(
         prog=f"python -m {package}",
         description=_DESCRIPTION,
@@ -160,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--host", default="localhost", help="address to listen on (default: %(default)s)")
     add("--port", type=_port, default=8443, help="port to listen on; 0 for any free one (default: %(default)s)")
+    add(
+        "--silent-address",
+        metavar="ADDRESS",
+        help="one address of localhost, ::1 or 127.0.0.1, answers no connection; the other one works",
+    )
     add("--statement", action="append", default=[], metavar="FIELD=VALUE,...", help="add a statement; repeatable")
     add("--fault", action="append", default=[], metavar="FIELD=VALUE,...", help="add a fault; repeatable")
     add("--play", type=Path, metavar="FILE", help="read statements and faults from a TOML file")
@@ -216,6 +239,7 @@ def _print_start(
         "Timeline, in seconds from now:",
         *(f"  {_describe_statement(one)}" for one in sorted(statements, key=lambda one: one.after)),
         *(f"  fault: {_describe_fault(one)}" for one in faults),
+        *([f"  {options.silent_address} answers no connection"] if options.silent_address else []),
         "Ctrl-C ends it.",
     ]
     print("\n".join(lines), flush=True)
@@ -243,8 +267,12 @@ def _fields(model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         text = f"{field.description}: {', '.join(choices)}" if choices else field.description or ""
-        lines += textwrap.wrap(f"  {name:<18} {text}", 110, subsequent_indent=" " * 21)
+        lines.append(_in_columns(name, text))
     return "\n".join(lines)
+
+
+def _in_columns(name: str, text: str) -> str:
+    return "\n".join(textwrap.wrap(f"  {name:<18} {text}", 110, subsequent_indent=" " * 21))
 
 
 def _port(text: str) -> int:
@@ -257,12 +285,16 @@ def _handle_signals() -> _Stop:
     stop = _Stop()
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    # A closed terminal; nohup ignores it.
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        signal.signal(hang_up, stop)
     return stop
 
 
 def _log(event: str) -> None:
-    # A closed pipe must not stop the server.
-    with suppress(BrokenPipeError):
+    # A closed pipe or terminal must not stop the server.
+    with suppress(OSError):
         print(f"{datetime.now().astimezone():%H:%M:%S.%f}"[:-3], event, flush=True)
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import format_datetime, formatdate
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -19,29 +19,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .answers import Bodies, State, answer
-from .clock import real_clock
+from .broken import Half, NoAnswer, add_headers, interim_answers, replacement
 from .figures import Pairs
 from .files import PREFIX as FILES
 from .files import Files, Links
 from .models import ANALYSES, ENDINGS, Fault, Record, without_keys
-from .world import PAGE_SIZE, World
+from .world import PAGE_SIZE, Ago, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
 
     from .controls import Controls
     from .faults import Faults
     from .wire import Wire
 
 PREFIX: Final = "/bank-connect/v1"
-_HTML: Final = "<html><head><title>Sandbox</title></head><body><h1>Please come back later</h1></body></html>"
 _UNAUTHENTICATED: Final = {"detail": "Authentication credentials were not provided."}
 _NOT_ENABLED: Final = {"detail": "This call is not enabled for your account."}
 _NOT_FOUND: Final = {"detail": "Not found."}
-_NO_BODY: Final = {204, 304}
 
 Answer = tuple[int, Any]
 
@@ -103,13 +100,14 @@ class Vendor:
         path = request.scope["raw_path"].decode("ascii", "replace")
         call = _Call("file", path.removeprefix(FILES)) if path.startswith(FILES) else _parse_call(path)
         record = await self._record(request, call.name)
-        faults = self._faults.for_request(call.name)
+        wire: Wire = request.scope["state"]["wire"]
+        faults = self._faults.for_request(call.name, wire.connection)
         record.faults = tuple(fault.kind for fault in faults)
-        response = await self._respond(request, call, record, faults)
-        if not isinstance(response, _Reset):
-            record.status = response.status_code
+        response = await self._respond(wire, call, record, faults)
+        record.status = None if isinstance(response, NoAnswer) else response.status_code
+        how = response.note if isinstance(response, NoAnswer) else record.status
         note = f" (faults: {', '.join(record.faults)})" if faults else ""
-        self._log(f"{record.method} {record.call} answered {record.status or 'with a reset'}{note}")
+        self._log(f"{record.method} {record.call} answered {how}{note}")
         return response
 
     async def _record(self, request: Request, name: str) -> Record:
@@ -129,21 +127,31 @@ class Vendor:
         self.counts[name] += 1
         return record
 
-    async def _respond(self, request: Request, call: _Call, record: Record, faults: list[Fault]) -> Response:
-        wire: Wire = request.scope["state"]["wire"]
-        ago = sum(fault.seconds for fault in faults if fault.kind == "stale")
+    async def _respond(self, wire: Wire, call: _Call, record: Record, faults: list[Fault]) -> Response:
+        ago = self._ago(faults)
         delay = sum(fault.seconds for fault in faults if fault.kind == "delay")
-        if delay and await self._stops_within(delay):
-            return _Reset(wire)
         ending = next((fault for fault in faults if fault.kind in ENDINGS), None)
+        if ending is None or ending.kind != "forget":
+            wire.send(interim_answers(faults))
+        if delay and await self._stops_within(delay):
+            return NoAnswer(wire, reset=True)
         if ending is not None and ending.kind != "half":
-            return _fault_response(ending, wire)
+            response = replacement(ending, wire)
+        else:
+            response = self._right_answer(call, record, ago, faults)
+        add_headers(response, faults)
+        return Half(wire, response) if ending is not None and ending.kind == "half" else response
+
+    def _ago(self, faults: list[Fault]) -> Ago:
+        seconds = sum(fault.seconds for fault in faults if fault.kind == "stale")
+        frozen = self._faults.frozen_at(faults)
+        return seconds if frozen is None else frozen - timedelta(seconds=seconds)
+
+    def _right_answer(self, call: _Call, record: Record, ago: Ago, faults: list[Fault]) -> Response:
         headers = {"date": formatdate(usegmt=True)}
         if call.name == "file":
-            response = self._files.respond(call.subject, headers)
-        else:
-            response = self._json(self._answer(call, record, ago), faults, headers)
-        return response if ending is None else _Half(wire, response)
+            return self._files.respond(call.subject, headers)
+        return self._json(self._answer(call, record, ago), faults, headers)
 
     def _json(self, answered: Answer, faults: list[Fault], headers: dict[str, str]) -> Response:
         status, value = answered
@@ -168,7 +176,7 @@ class Vendor:
         except TimeoutError:
             return False
 
-    def _answer(self, call: _Call, record: Record, ago: float) -> Answer:
+    def _answer(self, call: _Call, record: Record, ago: Ago) -> Answer:
         refusal = self._refuse(call, record)
         if refusal is not None:
             return refusal
@@ -189,7 +197,7 @@ class Vendor:
             return 405, {"detail": f'Method "{record.method}" not allowed.'}
         return None
 
-    def _about_entity(self, call: _Call, query: dict[str, str], ago: float) -> Answer:
+    def _about_entity(self, call: _Call, query: dict[str, str], ago: Ago) -> Answer:
         entity_id = call.subject
         found: object
         if call.name == "entity":
@@ -218,7 +226,7 @@ class Vendor:
         self._world.register(url, mode)
         return 200, {"message": "Webhook updated"}
 
-    def _payloads(self, query: dict[str, str], ago: float) -> Answer:
+    def _payloads(self, query: dict[str, str], ago: Ago) -> Answer:
         link_id = query.get("link_id")
         if link_id and self._unknown_link == "404" and not self._world.knows_link(link_id):
             return 404, _NOT_FOUND
@@ -260,33 +268,6 @@ def make_app(vendor: Vendor, controls: Controls) -> Starlette:
     return app
 
 
-class _Reset(Response):
-    """A TCP reset instead of an answer."""
-
-    def __init__(self, wire: Wire) -> None:
-        super().__init__()
-        self._wire = wire
-
-    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
-        self._wire.reset()
-        await self._wire.lost.wait()
-
-
-class _Half(Response):
-    """The first half of an answer whose Content-Length is that of the whole."""
-
-    def __init__(self, wire: Wire, whole: Response) -> None:
-        super().__init__(status_code=whole.status_code)
-        self._wire = wire
-        self._whole = whole
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        body = bytes(self._whole.body)
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self._whole.raw_headers})
-        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-        await self._wire.close()
-
-
 def _parse_call(raw_path: str) -> _Call:
     # The raw path is split before it is decoded, so that an encoded slash stays part of an id.
     base, _, rest = raw_path.partition(f"{PREFIX}/")
@@ -313,31 +294,6 @@ def _headers(request: Request, name: str) -> dict[str, str]:
 
 def _encode(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _fault_response(fault: Fault, wire: Wire) -> Response:
-    headers = {"date": formatdate(usegmt=True)}
-    if fault.kind == "reset":
-        return _Reset(wire)
-    if fault.kind == "redirect":
-        return Response(status_code=302, headers={**headers, "location": fault.url})
-    if fault.kind == "garbage":
-        return _text(200, _HTML if fault.body is None else fault.body, fault.content_type, headers)
-    wait = fault.retry_after
-    if isinstance(wait, str):
-        headers["retry-after"] = wait
-    elif wait is not None:
-        later = format_datetime(real_clock() + timedelta(seconds=wait), usegmt=True)
-        headers["retry-after"] = later if fault.retry_after_form == "date" else f"{wait:g}"
-    if fault.status in _NO_BODY:
-        return Response(status_code=fault.status, headers=headers)
-    default = json.dumps({"detail": f"The sandbox was asked to answer {fault.status}."})
-    return _text(fault.status, default if fault.body is None else fault.body, fault.content_type, headers)
-
-
-def _text(status: int, body: str, content_type: str | None, headers: dict[str, str]) -> Response:
-    guessed = "text/html; charset=utf-8" if body.lstrip().startswith("<") else "application/json"
-    return Response(body, status, headers={**headers, "content-type": content_type or guessed})
 
 
 def _with_unknown_fields(value: object) -> object:

@@ -17,6 +17,7 @@ from .controls import Controls
 from .faults import Faults
 from .files import Links
 from .models import CALLS, TransactionStatus
+from .silent import SilentAddress
 from .webhooks import Sender
 from .wire import Certificate, WireServer, listen
 from .world import World
@@ -55,6 +56,8 @@ class Sandbox:
     :param not_enabled: calls that answer 403, as those that are not enabled for the account.
     :param host: the address to listen on; ``localhost`` means both loopback addresses.
     :param port: 0 for a free one.
+    :param silent_address: an address of ``localhost`` that answers no connection, ``"::1"`` or ``"127.0.0.1"``; the
+        sandbox listens on the other one. A further loopback address is possible if ``localhost`` has it.
     :param keep_alive: seconds for which an idle connection is kept.
     :param webhook_retries: how often a webhook without an answer is sent again, a second later. BankConnect never
         sends one again.
@@ -82,6 +85,7 @@ class Sandbox:
         not_enabled: Iterable[Call] = (),
         host: str = "localhost",
         port: int = 0,
+        silent_address: str | None = None,
         keep_alive: float = 600.0,
         webhook_retries: int = 0,
         log_size: int | None = 100_000,
@@ -94,6 +98,7 @@ class Sandbox:
         self.seed = seed
         self.clock = clock
         self.port, self._host = port, host
+        self._silent = None if silent_address is None else SilentAddress(silent_address, host)
         self._statements, self._first_faults = list(statements), list(faults)
         log = on_event or (lambda _: None)
         status = _one_of("transaction_status", transaction_status, get_args(TransactionStatus))
@@ -115,7 +120,7 @@ class Sandbox:
         self._controls = Controls(
             self._vendor, self._faults, self._sender.deliveries, play=self.play, webhook=self.webhook, log=log
         )
-        self._wires = WireServer(make_app(self._vendor, self._controls), keep_alive)
+        self._wires = WireServer(make_app(self._vendor, self._controls), keep_alive, clock)
         self._wake = asyncio.Event()
 
     def __enter__(self) -> Self:
@@ -129,9 +134,9 @@ class Sandbox:
     def start(self) -> Self:
         """Start the server and the timeline.
 
-        :raises OSError: the port is in use, or the host is no address of this machine.
+        :raises OSError: the port is in use, or the host or the silent address is no address of this machine.
         """
-        sockets = listen(self._host, self.port)
+        sockets = self._silent.listen(self.port) if self._silent else listen(self._host, self.port)
         self.port = sockets[0].getsockname()[1]
         self._certificate = Certificate(self._host)
         self._folder = tempfile.TemporaryDirectory(prefix="bankconnect-sandbox-")
@@ -162,6 +167,8 @@ class Sandbox:
         self._wake_sender()
         self._thread.join()
         self._thread = self._loop = None
+        if self._silent:
+            self._silent.close()
         self._folder.cleanup()
 
     # Addresses

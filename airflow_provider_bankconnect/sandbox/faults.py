@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
 
 from .models import ENDINGS, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from .clock import Clock
+
+# The sandbox's time, then the monotonic one: a simulated clock may show the same time for several moments.
+Moment: TypeAlias = tuple[datetime, float]
+
+
+def moment(clock: Clock) -> Moment:
+    """Return the present moment; a later one is greater."""
+    return clock(), time.monotonic()
+
+
+@dataclass
+class Connection:
+    """When a connection was made, and the time of its last answer."""
+
+    made: Moment
+    answered: datetime | None = None
 
 
 @dataclass
 class _Active:
     fault: Fault
-    since: datetime
+    added: Moment
     random: random.Random
     used: int = 0
+
+    @property
+    def begins(self) -> Moment:
+        when, order = self.added
+        return when + timedelta(seconds=self.fault.after), order
 
 
 class Faults:
@@ -42,7 +64,7 @@ class Faults:
     def add(self, fault: Fault) -> None:
         """Add a fault; its seconds count from now."""
         with self._lock:
-            self._active.append(_Active(fault, self._clock(), random.Random(f"{self._seed}/fault/{self._count}")))
+            self._active.append(_Active(fault, moment(self._clock), random.Random(f"{self._seed}/fault/{self._count}")))
             self._count += 1
 
     def clear(self) -> None:
@@ -55,13 +77,28 @@ class Faults:
         with self._lock:
             return [one.fault for one in self._active if not _used_up(one)]
 
-    def for_request(self, call: str) -> list[Fault]:
-        """Choose the faults of one answer: any number of changes, and at most one that replaces it, the oldest."""
+    def for_request(self, call: str, connection: Connection | None = None) -> list[Fault]:
+        """Choose the faults of one answer: any number of changes, and at most one that replaces it, the oldest.
+
+        Without a connection, none of the faults that depend on its age or idle time is chosen.
+        """
         if not self._active:
             return []
         return self._choose(
-            [one for one in self._active if not one.fault.is_for_webhooks and one.fault.call in {"*", call}]
+            [
+                one
+                for one in self._active
+                if not one.fault.is_for_webhooks and one.fault.call in {"*", call} and self._concerns(one, connection)
+            ]
         )
+
+    def frozen_at(self, faults: Iterable[Fault]) -> datetime | None:
+        """Return when the oldest ``switch`` among these faults began, or None."""
+        chosen = {id(fault) for fault in faults if fault.kind == "switch"}
+        if not chosen:
+            return None
+        with self._lock:
+            return min((one.begins[0] for one in self._active if id(one.fault) in chosen), default=None)
 
     def for_webhook(self, *, forged: bool) -> list[Fault]:
         """Choose the faults of one webhook; a forged one is sent only if a ``forge`` is among them."""
@@ -70,6 +107,17 @@ class Faults:
         return self._choose(
             [one for one in self._active if one.fault.is_for_webhooks and (one.fault.kind == "forge") == forged]
         )
+
+    def _concerns(self, one: _Active, connection: Connection | None) -> bool:
+        fault = one.fault
+        if fault.is_for_old_connections and (connection is None or connection.made > one.begins):
+            return False
+        if fault.kind != "forget":
+            return True
+        # A connection without an answer is new.
+        if connection is None or connection.answered is None:
+            return False
+        return (self._clock() - connection.answered).total_seconds() >= fault.seconds
 
     def _choose(self, candidates: list[_Active]) -> list[Fault]:
         chosen: list[Fault] = []
@@ -87,7 +135,7 @@ class Faults:
         return chosen
 
     def _is_due(self, one: _Active) -> bool:
-        seconds = (self._clock() - one.since).total_seconds()
+        seconds = (self._clock() - one.added[0]).total_seconds()
         return one.fault.after <= seconds and (one.fault.until is None or seconds < one.fault.until)
 
 

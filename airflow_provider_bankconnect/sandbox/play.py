@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from typing import TYPE_CHECKING, Final
 
@@ -103,9 +104,11 @@ def _describe(kind: str, loc: tuple[int | str, ...], message: str, value: object
 
 def _pairs(option: str, text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
-    for part in text.split(","):
+    for part in re.split(r"(?<!\\),", text):
         name, equals, value = part.partition("=")
         if not equals:
-            raise PlayError(f"{option}: {part!r} is not name=value; separate several by commas")
-        pairs[name.strip()] = value.strip()
+            raise PlayError(
+                f"{option}: {part!r} is not name=value; separate several by commas, and write \\, in a value"
+            )
+        pairs[name.strip()] = value.strip().replace("\\,", ",")
     return pairs

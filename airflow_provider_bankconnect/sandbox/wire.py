@@ -16,9 +16,13 @@ import trustme
 import uvicorn
 from uvicorn.server import ServerState
 
+from .faults import Connection, moment
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from .clock import Clock
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _BACKLOG: Final = 2048
@@ -62,11 +66,11 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
     :raises OSError: the port is in use, or the host is no address of this machine.
     """
-    first = _bind("127.0.0.1" if host == "localhost" else host, port)
+    first = bind("127.0.0.1" if host == "localhost" else host, port)
     if host != "localhost":
         return [first]
     try:
-        return [first, _bind("::1", first.getsockname()[1])]
+        return [first, bind("::1", first.getsockname()[1])]
     except OSError as error:
         # IPv4 alone is enough without IPv6, or if a random port is in use there; a chosen port must be free on both.
         if port and error.errno == errno.EADDRINUSE:
@@ -75,9 +79,10 @@ def listen(host: str, port: int) -> list[socket.socket]:
         return [first]
 
 
-def _bind(address: str, port: int) -> socket.socket:
+def bind(address: str, port: int, backlog: int = _BACKLOG) -> socket.socket:
+    """Open one listening socket."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, port), family=family, backlog=_BACKLOG)
+    return socket.create_server((address, port), family=family, backlog=backlog)
 
 
 class Wire(asyncio.Protocol):
@@ -91,6 +96,12 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.Event()
         self.number = 0
+        self.connection = Connection(moment(server.clock))
+
+    def send(self, data: bytes) -> None:
+        """Send bytes before the answer of the HTTP protocol."""
+        if data and self._transport is not None and not self.lost.is_set():
+            self._transport.write(data)
 
     def reset(self) -> None:
         """Break the connection with a TCP reset, without a TLS close."""
@@ -149,11 +160,13 @@ class WireServer:
     The app finds its connection in ``scope["state"]["wire"]``.
     """
 
-    def __init__(self, app: Callable[..., Any], keep_alive: float) -> None:
+    def __init__(self, app: Callable[..., Any], keep_alive: float, clock: Clock) -> None:
         self.accepted = 0
         self.open: set[Wire] = set()
+        self.clock = clock
+        self._app = app
         self._config = uvicorn.Config(
-            app,
+            self._respond,
             interface="asgi3",
             lifespan="off",
             log_config=None,
@@ -189,3 +202,13 @@ class WireServer:
         """Make uvicorn's HTTP protocol for one connection."""
         make: Callable[..., Any] = self._config.http_protocol_class
         return make(config=self._config, server_state=self._state, app_state={"wire": wire})
+
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's arguments
+        connection: Connection = scope["state"]["wire"].connection
+
+        async def send_and_note(message: Any) -> None:  # noqa: ANN401
+            # Before the bytes are sent, because a test may move the clock once it has them.
+            connection.answered = self.clock()
+            await send(message)
+
+        await self._app(scope, receive, send_and_note)

@@ -33,6 +33,8 @@ PAGE_SIZE: Final = 10
 PDF_KEPT: Final = timedelta(days=30)
 
 Listener = Callable[[str], None]
+# How many seconds ago, or when.
+Ago = float | datetime
 
 
 @dataclass(frozen=True, order=True)
@@ -160,9 +162,9 @@ class World:
                 heapq.heappop(self._agenda)[2]()
             return (self._agenda[0][0] - now).total_seconds() if self._agenda else None
 
-    # Answers; ``ago`` is the age of a stale answer in seconds
+    # Answers; ``ago`` is the age of a stale answer, or its moment
 
-    def history(self, link_id: str | None, ago: float = 0.0) -> list[Row]:
+    def history(self, link_id: str | None, ago: Ago = 0.0) -> list[Row]:
         """Return the rows of a link, newest first. Without a link: of all links; BankConnect does not document it."""
         with self._lock:
             self.advance()
@@ -170,21 +172,21 @@ class World:
                 kept = self._history.get(link_id, [])
             else:
                 kept = sorted(itertools.chain.from_iterable(self._history.values()))
-            moment = self._clock() - timedelta(seconds=ago)
+            moment = self._moment(ago)
             return [one.row for one in reversed(kept) if one.visible <= moment]
 
     def knows_link(self, link_id: str) -> bool:
         """Return whether the link has an entity, a row or a login."""
         return link_id in self._links or link_id in self._history
 
-    def state(self, entity_id: str, analysis: str, account_id: str | None = None, ago: float = 0.0) -> State | None:
+    def state(self, entity_id: str, analysis: str, account_id: str | None = None, ago: Ago = 0.0) -> State | None:
         """Return what the answer of one analysis depends on, or None for an unknown entity."""
         with self._lock:
             self.advance()
             entity = self._entities.get(entity_id)
             if entity is None:
                 return None
-            now = self._clock() - timedelta(seconds=ago)
+            now = self._moment(ago)
             items = progress_of(entity, analysis, now, self._status)
             counts: dict[str, int | None] = {}
             for play in entity.plays:
@@ -202,18 +204,18 @@ class World:
                 anchor=self._anchor,
             )
 
-    def analysis(self, entity_id: str, analysis: str, account_id: str | None, ago: float = 0.0) -> Row | None:
+    def analysis(self, entity_id: str, analysis: str, account_id: str | None, ago: Ago = 0.0) -> Row | None:
         """Return the whole answer of one analysis with blank links, or None for an unknown entity."""
         state = self.state(entity_id, analysis, account_id, ago)
         return None if state is None else answer(state)
 
-    def pdfs(self, entity_id: str, link: Callable[[str], str], ago: float = 0.0) -> list[Row] | None:
+    def pdfs(self, entity_id: str, link: Callable[[str], str], ago: Ago = 0.0) -> list[Row] | None:
         """Return the uploaded files of an entity, or None for an unknown entity. ``link`` makes a statement's link."""
         with self._lock:
             entity = self._entities.get(entity_id)
             if entity is None:
                 return None
-            now = self._clock() - timedelta(seconds=ago)
+            now = self._moment(ago)
             uploaded: dict[str, Play] = {}
             for play in entity.plays:
                 if play.begins <= now:
@@ -241,6 +243,9 @@ class World:
         return None if entity is None else _entity_row(entity)
 
     # Helpers
+
+    def _moment(self, ago: Ago) -> datetime:
+        return ago if isinstance(ago, datetime) else self._clock() - timedelta(seconds=ago)
 
     def _with_ids(self, statement: Statement) -> Statement:
         entities = self._links.get(statement.link_id or "")

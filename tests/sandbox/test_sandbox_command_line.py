@@ -12,11 +12,14 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import requests
 
+from airflow_provider_bankconnect.sandbox import Fault, Statement
 from airflow_provider_bankconnect.sandbox.__main__ import main
+from airflow_provider_bankconnect.sandbox.models import FaultKind
 from airflow_provider_bankconnect.sandbox.play import PlayError, read_fault, read_file, read_statement
 
 COMMAND = [sys.executable, "-m", "airflow_provider_bankconnect.sandbox"]
@@ -43,9 +46,9 @@ def running(tmp_path, *arguments):
                 time.sleep(0.02)
             yield process, json.loads(ready.read_text()), output
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            # Not killed, so that it removes its temporary directory.
+            process.terminate()
+            process.wait(60)
 
 
 def get(connection, path):
@@ -62,8 +65,10 @@ def get(connection, path):
 def test_help_shows_examples_and_every_field():
     answer = run("--help")
     assert answer.returncode == 0
-    for part in ("examples", "--statement link=", "[[fault]]", "/sandbox/faults", "retry_after_form", "duplicate"):
+    for part in ("examples", "--statement link=", "[[fault]]", "/sandbox/faults", "adds the entity to the link"):
         assert part in answer.stdout
+    for name in (*Fault.model_fields, *Statement.model_fields, *get_args(FaultKind), "--silent-address"):
+        assert re.search(rf"^  {name} ", answer.stdout, re.MULTILINE), name
 
 
 def test_it_prints_a_working_connection_and_logs_events(tmp_path):
@@ -107,14 +112,17 @@ def test_it_plays_an_old_account_without_predictors_and_a_login_without_an_entit
         assert "link l: a login failed" in output.read_text()
 
 
-def test_sigterm_stops_it_and_the_ca_file_is_kept(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_it_and_only_the_ca_file_is_kept(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with running(tmp_path, "--ca-file", tmp_path / "ca.pem") as (process, connection, output):
         assert connection["extra"]["verify"] == str(tmp_path / "ca.pem")
         assert get(connection, "entity/").json()["count"] == 1
-        process.terminate()
+        assert list(tmp_path.glob("bankconnect-sandbox-*"))
+        process.send_signal(number)
         assert process.wait(60) == 0
         assert "demo-loan-4711" in output.read_text()
-    assert (tmp_path / "ca.pem").exists()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["ca.pem", "output"]
 
 
 def test_a_port_in_use_is_reported_in_one_line(box):
@@ -139,6 +147,9 @@ def test_an_unwritable_file_is_reported_in_one_line():
         (["--timezone", "Nowhere/Land"], "Asia/Kolkata"),
         (["--api-key", "a b"], "api_key"),
         (["--not-enabled", "balances"], "not_enabled: 'balances' is unknown; allowed: update_webhook"),
+        (["--silent-address", "10.0.0.1"], "silent_address: '10.0.0.1' is no loopback address"),
+        (["--fault", "kind=interim,interim_status=99"], "interim_status: '99': should be greater than or equal to 100"),
+        (["--fault", "kind=status,size=5"], "--fault: size (5) is for long_header, not for status"),
         (["--transaction-status", "late"], "--transaction-status"),
         (["--statement", "entity=,after=1"], "blank entity_id"),
         (["--bogus"], "--bogus"),

@@ -19,14 +19,26 @@ from airflow_provider_bankconnect.sandbox import Fault, Statement
 HISTORY = "entity/webhook_payloads/?link_id=l"
 
 
-@pytest.mark.parametrize("status", [204, 304, 400, 402, 403, 418, 429, 500, 503, 599])
+@pytest.mark.parametrize("status", [204, 304, 400, 402, 403, 408, 418, 425, 429, 500, 503, 599])
 def test_any_status_can_be_answered(client, status):
     client.box.fault(Fault(kind="status", status=status, times=1))
     assert client.get(HISTORY).status_code == status
     assert client.get(HISTORY).status_code == 200
 
 
-@pytest.mark.parametrize(("asked", "header"), [(30, "30"), (0.5, "0.5"), ("7", "7"), ("soon", "soon"), (None, None)])
+@pytest.mark.parametrize(
+    ("asked", "header"),
+    [
+        (30, "30"),
+        (0.5, "0.5"),
+        (8.5, "8.5"),
+        (1_000_000, "1000000"),
+        (1e-7, "0.0000001"),
+        (-5, "-5"),
+        *((text, text) for text in ("7", "8.5", "8.50", "1000000", "1e6", "-5", "inf", "nan", "soon", "")),
+        (None, None),
+    ],
+)
 def test_retry_after_is_sent_in_seconds_or_as_any_text(client, asked, header):
     client.box.fault(Fault(kind="status", status=429, retry_after=asked))
     assert client.get(HISTORY).headers.get("retry-after") == header
