@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import unicodedata
-from collections.abc import Iterable
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, timedelta
 from enum import IntEnum
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
@@ -137,7 +137,16 @@ def is_literal(value: object) -> bool:
         return "{{" not in value and "{%" not in value
     if isinstance(value, list | tuple | set):
         return all(is_literal(item) for item in value)
-    return value is None or isinstance(value, int | float | datetime | timedelta)
+    return value is None or isinstance(value, int | float | date | timedelta)
+
+
+def check_conn_id(value: object) -> None:
+    """Refuse the number that YAML makes of an unquoted connection id: Airflow fails on it with another error.
+
+    :raises ValueError: it is known at parsing, and no text.
+    """
+    if is_literal(value) and not isinstance(value, str):
+        raise ValueError(f"bankconnect_conn_id must be text, not {value!r}: quote it in YAML")
 
 
 def plain(value: object) -> object:
@@ -155,7 +164,8 @@ def parse_ids(statement_id: object) -> tuple[str, ...] | None:
         return None
     if isinstance(statement_id, str | int):
         return (check_id("statement_id", statement_id),)
-    if isinstance(statement_id, Iterable):
+    # The parts of these would be keys, and numbers.
+    if isinstance(statement_id, Iterable) and not isinstance(statement_id, Mapping | bytes):
         return tuple(check_id("statement_id", one) for one in statement_id)
     raise ValueError(f"statement_id must be one id or a list of them, not {statement_id!r}")
 
@@ -165,13 +175,15 @@ def parse_grace(failure_grace: timedelta | float) -> timedelta:
     if isinstance(failure_grace, timedelta):
         return failure_grace
     try:
-        return timedelta(seconds=failure_grace)
+        if not isinstance(failure_grace, bool):
+            return timedelta(seconds=failure_grace)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"failure_grace must be a timedelta or seconds, not {failure_grace!r}") from None
+        pass
+    raise ValueError(f"failure_grace must be a timedelta or seconds, not {failure_grace!r}")
 
 
-def parse_since(since: datetime | str | None) -> datetime | None:
-    """Return ``since``, which may be ISO 8601 text, in UTC."""
+def parse_since(since: date | str | None) -> datetime | None:
+    """Return ``since``, which may be ISO 8601 text or a date, in UTC. A date is its first moment in UTC."""
     if since is None:
         return None
     moment: object = since
@@ -181,7 +193,7 @@ def parse_since(since: datetime | str | None) -> datetime | None:
             moment = pendulum.parse(since.strip(), exact=True) if since.strip()[:1].isdigit() else None
         if isinstance(moment, datetime):
             return pendulum.instance(moment, tz="UTC").in_timezone("UTC")
-        if isinstance(moment, pendulum.Date):
+        if isinstance(moment, date):
             return pendulum.datetime(moment.year, moment.month, moment.day, tz="UTC")
     except (TypeError, ValueError, OverflowError):  # pendulum raises all of them
         pass

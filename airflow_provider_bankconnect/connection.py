@@ -17,6 +17,10 @@ DEFAULT_PATH: Final = "/bank-connect/v1"
 _LONGEST_TIMEOUT: Final = 86_400
 _HIGHEST_PORT: Final = 65_535
 _HTTPS_PORT: Final = 443
+_AS_JSON: Final = (
+    "Give the connection as JSON, with the key in quotes: in a URI, Airflow may read it as a number or a truth value, "
+    "and change it"
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ class ConnectionSettings:
         """
         if not isinstance(extra, Mapping):
             raise ValueError(f"Connection {conn_id!r}: extra must be a JSON object")
+        # Airflow reads the extras of a URI as text in a task, and as JSON in its core: both have to mean the same.
+        extra = {name: None if value == "null" else value for name, value in extra.items()}
         try:
             return cls(
                 base_url=_base_url(host, port),
-                api_key=_key(extra.get("api_key"), "API Key (extra 'api_key')"),
-                server_hash=_key(password, "Server Hash (password)"),
+                api_key=_key(extra.get("api_key", ""), "API Key (extra 'api_key')"),
+                server_hash=_key("" if password is None else password, "Server Hash (password)"),
                 timezone=_timezone(extra.get("timezone")),
                 verify=_verify(extra.get("verify")),
                 timeout=_seconds(extra.get("timeout")),
@@ -90,10 +96,15 @@ def _base_url(host: str | None, port: int | None) -> str:
 
 
 def _key(value: object, name: str) -> str:
-    if value is None or value == "":
+    if value == "":
         raise ValueError(f"{name} is missing")
+    if value is None:
+        raise ValueError(f"{name} is missing: it is null. {_AS_JSON}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        # JSON has no number with leading zeros, so these were the characters of the key.
+        return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {type(value).__name__}")
+        raise ValueError(f"{name} must be text, not {type(value).__name__}. {_AS_JSON}")
     if not all("!" <= character <= "~" for character in value):
         problem = "has a blank or a character outside visible ASCII: was it pasted with something around it?"
         raise ValueError(f"{name} {problem}")
@@ -113,7 +124,9 @@ def _verify(value: object) -> str | None:
     word = str(value).strip()
     if value is None or word.lower() in {"", "true"}:
         return None
-    if not isinstance(value, str) or word.lower() in {"false", "0", "no", "off", "none"}:
+    # A number is no path, in quotes either.
+    is_number = word.lower() == "nan" or not math.isnan(_number(word, 0))
+    if not isinstance(value, str) or is_number or word.lower() in {"false", "no", "off", "none"}:
         raise ValueError(f"verify must be the path of a CA bundle, not {value!r}: TLS is always verified")
     return word
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from airflow_provider_bankconnect.api import StatementProgress, WebhookPayload, check_id
@@ -70,13 +70,15 @@ class Expectation:
         link_id: str | int | None = None,
         entity_id: str | int | None = None,
         statement_id: str | int | Iterable[str | int] | None = None,
-        since: datetime | str | None = None,
+        since: date | str | None = None,
         expected_statements: int | str = 1,
         failure_grace: timedelta | float = timedelta(minutes=30),
         announced: Iterable[str] | None = None,
         announced_until: datetime | str | None = None,
     ) -> Expectation:
-        """Make an expectation of what people write, templates render, and triggers serialize; naive times are UTC.
+        """Make an expectation of what people write, templates render, and triggers serialize.
+
+        Naive times are UTC, and a date is its first moment in UTC.
 
         :raises ValueError: an argument is invalid; the message names it.
         """

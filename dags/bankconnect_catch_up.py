@@ -1,8 +1,11 @@
 """Records missed webhooks, for instance after an outage, a wrong `webhook_mode` or a deployment.
 
 Keep the links that you expect in the Airflow variable `bankconnect_expected_links`, as a JSON list, or take them from
-where you keep your open applications. Other links cannot be found. Needs Airflow 3.2. If webhooks arrived while
-`bankconnect_on_webhook` was paused, unpause it and run this by hand with `again` switched on.
+where you keep your open applications. Other links cannot be found. Needs Airflow 3.2.
+
+It also starts the runs of statements whose webhook was recorded while `bankconnect_on_webhook` was paused, or whose
+pending run Airflow dropped because the schedule was edited. If another DAG on the same asset has run for them, run this
+by hand with `again` switched on.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from airflow_provider_bankconnect.operators.bankconnect import BankConnectCatchU
 
 with DAG(
     dag_id="bankconnect_catch_up",
-    description="Record completed statements that no webhook announced.",
+    description="Record completed statements that have started no run.",
     doc_md=__doc__,
     schedule=timedelta(minutes=10),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
-    params={"again": Param(default=False, type="boolean", description="Record even what is recorded already.")},
+    params={"again": Param(default=False, type="boolean", description="Record even what has a run already.")},
     render_template_as_native_obj=True,
     default_args={"retries": 1, "retry_delay": timedelta(minutes=1)},
     tags=["bankconnect"],

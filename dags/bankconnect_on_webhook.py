@@ -4,6 +4,9 @@ Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`; run `bankconnec
 `webhook_url` first. The customer may have a link or not. Three statements of one customer start up to three runs. Of
 the runs that see the same statements with a time, one does the work. Of statements that only the progress has, which
 has no times, each run does the work.
+
+A run by hand names the customer: `--conf '{"link_id": "loan-4711"}'` or `'{"entity_id": "..."}'`, or the partition key
+`link:loan-4711`.
 """
 
 from __future__ import annotations
@@ -44,8 +47,10 @@ with DAG(
     @task.short_circuit
     def is_mine(rows: list[dict[str, Any]], triggering_asset_events: Any = None) -> bool:  # noqa: ANN401 - Airflow's
         """Return whether the newest statement started this run. Each completed statement starts one run only."""
-        started_by = {event.extra["statement_id"] for events in triggering_asset_events.values() for event in events}
-        # A row without a time may be the newest. A run by hand has no events.
+        events = [event for of_asset in triggering_asset_events.values() for event in of_asset]
+        # A run by hand has no events, and neither has one whose events were purged.
+        started_by = {event.extra["statement_id"] for event in events if "statement_id" in event.extra}
+        # A row without a time may be the newest.
         newest = [row for row in rows if row["date_time"] is None] + rows[:1]
         return not started_by or any(row["statement_id"] in started_by for row in newest)
 

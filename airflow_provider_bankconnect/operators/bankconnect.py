@@ -9,15 +9,19 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.api import WebhookMode, check_webhook_url
-from airflow_provider_bankconnect.arguments import is_literal
+from airflow_provider_bankconnect.arguments import check_conn_id, is_literal
 from airflow_provider_bankconnect.gate import Expectation, Row, newest_of_each_statement, why_not_considered
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import is_on, require_airflow, webhook_url
-from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
+from airflow_provider_bankconnect.receiver.client import (
+    WebhookReceiverError,
+    check_public_address,
+    send_to_receiver,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import date
     from typing import Literal
 
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -33,7 +37,8 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
     silently overwrite each other's. Source: "Updating web hook endpoint".
 
     :param webhook_url: absolute ``https://`` URL that answers a POST with 200; None for this Airflow's webhook
-        receiver, whose address is secret and only made up when it is sent. (templated)
+        receiver, whose address is secret and only made up when it is sent. One request checks first that the webhook
+        receiver answers there; it does not hold the token. (templated)
     :param webhook_mode: which statements send webhooks: a :class:`~airflow_provider_bankconnect.api.WebhookMode`,
         its number, or either as text. Always sent, because leaving it out resets it. (templated)
     :param allow_private_host: allow a host that is literally private, loopback or link-local: True, False, or either as
@@ -42,6 +47,9 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
     :raises ValueError: an argument is invalid, or a setting of the webhook receiver is missing; names it. Nothing is
         sent.
     :raises AirflowOptionalProviderFeatureException: ``webhook_url`` is None, and Airflow is older than 3.2.
+    :raises WebhookReceiverError: something else than the webhook receiver answers at its address. Nothing is sent to
+        BankConnect. If there is no answer, the task warns and registers the address: a worker inside a network may not
+        reach what is reachable from outside.
     """
 
     template_fields: Sequence[str] = ("webhook_url", "webhook_mode", "allow_private_host", "bankconnect_conn_id")
@@ -61,6 +69,7 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
         self.webhook_mode = webhook_mode
         self.allow_private_host = allow_private_host
         self.bankconnect_conn_id = bankconnect_conn_id
+        check_conn_id(bankconnect_conn_id)
         if webhook_url is None:
             require_airflow()
         elif is_literal(webhook_url) and is_literal(allow_private_host):
@@ -73,23 +82,30 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
         private = _parse_bool("allow_private_host", self.allow_private_host)
         url = webhook_url(self.bankconnect_conn_id) if self.webhook_url is None else self.webhook_url
         url = check_webhook_url(url, allow_private_host=private)
+        if self.webhook_url is None and (problem := check_public_address(self.bankconnect_conn_id)):
+            advice = "check from outside that BankConnect reaches it"
+            self.log.warning(
+                "Could not check the address of the webhook receiver: %s. Registering it; %s", problem, advice
+            )
         with BankConnectHook(self.bankconnect_conn_id) as hook:
             hook.update_webhook(url, self.webhook_mode, allow_private_host=private)
 
 
 class BankConnectCatchUpOperator(BaseOperator):
-    """Records completed statements that no webhook announced, for instance after an outage of the API server.
+    """Records completed statements that started no run, for instance after an outage of the API server.
 
     It reads the payload history of the given links and sends the completed statements to the webhook receiver, which
-    knows what is recorded: so it may run every few minutes, and two runs may overlap. It cannot find a link that is
-    not given, or an upload without a link. Source: "Handling cases when your webhook endpoint is down".
+    knows what is recorded and what has a run: so it may run every few minutes, and two runs may overlap. A statement
+    is recorded if no webhook announced it, and once more if its event has no run and waits for none. It cannot find a
+    link that is not given, or an upload without a link. Source: "Handling cases when your webhook endpoint is down".
 
     Pushes a dict of numbers to XCom: ``{links, completed, recorded, duplicates}``.
 
     :param link_ids: the links to check; a list, or a template that renders one. (templated)
-    :param since: ignore older statements: a datetime or ISO 8601 text, naive meaning UTC. (templated)
-    :param again: record even what is recorded already, for a DAG that was paused and got no runs. True, False, or
-        either as text. (templated)
+    :param since: ignore older statements: a date, a datetime or ISO 8601 text; naive means UTC, and a date is its first
+        moment in UTC. (templated)
+    :param again: record even what has a run already, for a DAG that was paused while another one on the same asset
+        got runs. True, False, or either as text. (templated)
     :param bankconnect_conn_id: the connection whose webhooks are recorded. (templated)
     :raises AirflowOptionalProviderFeatureException: Airflow is older than 3.2.
     :raises ValueError: an argument is invalid, or the webhook receiver is off.
@@ -104,7 +120,7 @@ class BankConnectCatchUpOperator(BaseOperator):
         self,
         *,
         link_ids: Sequence[str | int] | XComArg | str,
-        since: datetime | XComArg | str | None = None,
+        since: date | XComArg | str | None = None,
         again: bool | str = False,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
         **kwargs: Any,
@@ -112,10 +128,13 @@ class BankConnectCatchUpOperator(BaseOperator):
         super().__init__(**kwargs)
         self.link_ids = link_ids
         # Airflow renders an XComArg before execute().
-        self.since = cast("datetime | str | None", since)
+        self.since = cast("date | str | None", since)
         self.again = again
         self.bankconnect_conn_id = bankconnect_conn_id
+        check_conn_id(bankconnect_conn_id)
         require_airflow()
+        if is_literal(link_ids):
+            self._links()
         if is_literal(self.since):
             Expectation.parse(since=self.since)
         if is_literal(again):

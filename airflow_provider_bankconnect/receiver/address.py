@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SECTION: Final = "bankconnect"
 PREFIX: Final = "/bankconnect"
 ASSET_PREFIX: Final = "bankconnect://webhook/"
+# The response to a check of the address.
+READY: Final = {"status": "ready"}
 # Airflow's limit for a partition key.
 MAX_KEY_LENGTH: Final = 250
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{16,}")
@@ -83,6 +85,15 @@ def webhook_url(conn_id: str = "bankconnect_default") -> str:
     :raises AirflowOptionalProviderFeatureException: Airflow is older than 3.2.
     :raises ValueError: a setting is missing or invalid; names it.
     """
+    return _public_url(conn_id) + tokens()[0]
+
+
+def check_url(conn_id: str) -> str:
+    """Return the address for a check of :func:`webhook_url`, without the token: another server might log it."""
+    return _public_url(conn_id) + check_token(tokens()[0], conn_id)
+
+
+def _public_url(conn_id: str) -> str:
     require_airflow()
     name = _encode(conn_id)
     if not tokens():
@@ -94,7 +105,7 @@ def webhook_url(conn_id: str = "bankconnect_default") -> str:
             f"BankConnect calls https:// addresses only: set [{SECTION}] public_url (or [api] base_url) to the one "
             f"under which it reaches Airflow's API server, not {base!r}"
         )
-    return f"{base.rstrip('/')}{PREFIX}/webhook/{name}/{tokens()[0]}"
+    return f"{base.rstrip('/')}{PREFIX}/webhook/{name}/"
 
 
 def webhook_asset(conn_id: str = "bankconnect_default") -> Asset:
@@ -142,6 +153,12 @@ def internal_token(token: str) -> str:
     return hmac.new(token.encode(), b"bankconnect: internal token", hashlib.sha256).hexdigest()
 
 
+def check_token(token: str, conn_id: str) -> str:
+    """Derive what stands for the webhook token when the address is checked. It is good for nothing else."""
+    checked = f"bankconnect: address check\0{conn_id}".encode("utf-8", "surrogatepass")
+    return hmac.new(token.encode(), checked, hashlib.sha256).hexdigest()
+
+
 def customer_digest(token: str, conn_id: str, key: str) -> str:
     """Return the keyed hash that stands for a customer in the event feed."""
     return hmac.new(token.encode(), f"{conn_id}\0{key}".encode(), hashlib.sha256).hexdigest()[:24]
@@ -159,6 +176,15 @@ def api_server_context() -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=conf.get("api", "ssl_ca_file", fallback=None) or None)
     if certificate := conf.get("api", "ssl_cert", fallback=None):
         context.load_verify_locations(certificate)
+    return context
+
+
+def public_context() -> ssl.SSLContext:
+    """Return a TLS context that trusts the authorities of the machine, and those two files."""
+    context = ssl.create_default_context()
+    for name in ("ssl_ca_file", "ssl_cert"):
+        if file := conf.get("api", name, fallback=None):
+            context.load_verify_locations(file)
     return context
 
 

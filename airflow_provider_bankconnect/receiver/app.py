@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from airflow.providers.common.compat.sdk import Stats
 from pydantic import ValidationError
@@ -21,8 +21,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from airflow_provider_bankconnect.metrics import tag_value
 from airflow_provider_bankconnect.receiver import address, events
-from airflow_provider_bankconnect.receiver.events import Outcome, WebhookEvent, Writer
+from airflow_provider_bankconnect.receiver.events import Outcome, Sent, WebhookEvent, Writer
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -67,7 +68,8 @@ def make_app() -> Starlette:
 
 async def _webhook(request: Request) -> Response:
     """Record one webhook. 200 means that it is committed to the database, now or earlier."""
-    _check_token(request.app.state.tokens, request.path_params["token"])
+    if _checks_address(request):
+        return JSONResponse(address.READY)
     conn_id = _check_conn_id(request)
     body = await _read(request, _MAX_WEBHOOK_BYTES)
     if "event_name" in body:
@@ -80,12 +82,12 @@ async def _webhook(request: Request) -> Response:
         Stats.incr("bankconnect.webhooks_ignored", tags={"reason": "no_customer"})
         _log.warning("Ignored a webhook for %r that names neither a link nor an entity: %s", conn_id, event)
         return JSONResponse({"status": "ignored"})
-    (outcome,) = await _write(request, [event])
+    (outcome,) = await _write(request, [Sent(event)])
     if outcome is Outcome.NO_LISTENER:
         await _refuse_no_listener(conn_id)
     if outcome is Outcome.FAILED:
         raise _RefusedError(503, "database", "The database could not record the event")
-    Stats.incr(f"bankconnect.webhooks_{outcome.value}", tags={"conn_id": conn_id})
+    Stats.incr(f"bankconnect.webhooks_{outcome.value}", tags={"conn_id": tag_value(conn_id)})
     _log.info("%s webhook event of %r: %s", outcome.value.capitalize(), conn_id, event)
     return JSONResponse({"status": outcome.value})
 
@@ -119,47 +121,53 @@ async def _internal_events(request: Request) -> Response:
     _check_internal_token(request)
     conn_id = _check_conn_id(request)
     body = await _read(request, _MAX_INTERNAL_BYTES)
-    sent, how = body.get("events"), body.get("how")
-    if not isinstance(sent, list) or len(sent) > MAX_EVENTS:
+    rows, how = body.get("events"), body.get("how")
+    if not isinstance(rows, list) or len(rows) > MAX_EVENTS:
         raise _RefusedError(400, "fields", f"events must be a list of at most {MAX_EVENTS}")
-    parsed = [_parse(event) for event in sent]
+    sent = [_parse_row(row, "again" if how == "again" else "record") for row in rows]
     if how == "check":
-        missed = await asyncio.to_thread(events.missing, conn_id, parsed)
+        missed = await asyncio.to_thread(events.missing, conn_id, sent)
         for event in missed:
-            Stats.incr("bankconnect.webhooks_missed", tags={"conn_id": conn_id})
+            Stats.incr("bankconnect.webhooks_missed", tags={"conn_id": tag_value(conn_id)})
             _log.warning("Missed webhook of %r, found by a sensor: %s", conn_id, event)
         return JSONResponse({"missed": len(missed)})
     if how not in ("record", "again"):
         raise _RefusedError(400, "fields", "how must be record, again or check")
-    outcomes = await _write(request, parsed, again=how == "again") if parsed else []
+    outcomes = await _write(request, sent) if sent else []
     if Outcome.NO_LISTENER in outcomes:
         await _refuse_no_listener(conn_id)
-    for event, outcome in zip(parsed, outcomes, strict=True):
+    for event, outcome in zip((one.event for one in sent), outcomes, strict=True):
         if outcome is Outcome.RECORDED:
-            Stats.incr("bankconnect.webhooks_caught_up", tags={"conn_id": conn_id})
+            Stats.incr("bankconnect.webhooks_caught_up", tags={"conn_id": tag_value(conn_id)})
             _log.info("Caught up on webhook event of %r: %s", conn_id, event)
     return JSONResponse({outcome.value: outcomes.count(outcome) for outcome in Outcome})
 
 
-async def _write(request: Request, sent: list[WebhookEvent], *, again: bool = False) -> list[Outcome]:
+async def _write(request: Request, sent: list[Sent]) -> list[Outcome]:
     writer: Writer = request.app.state.writer
     if writer.is_full(len(sent)):
         raise _RefusedError(503, "full", "Too many events are waiting for the database")
-    return await writer.write(request.path_params["conn_id"], sent, again=again)
+    return await writer.write(request.path_params["conn_id"], sent)
 
 
 async def _refuse_no_listener(conn_id: str) -> None:
     if await asyncio.to_thread(events.is_known_connection, conn_id):
-        raise _RefusedError(503, "no_dag", f"No DAG is scheduled by the webhook asset of connection {conn_id!r}")
-    _log.warning("Connection %r does not exist, and no DAG is scheduled by its webhook asset", conn_id)
+        raise _RefusedError(503, "no_dag", f"No DAG was ever scheduled by the webhook asset of connection {conn_id!r}")
+    _log.warning("Connection %r does not exist, and no DAG was ever scheduled by its webhook asset", conn_id)
     raise _not_found("connection")
 
 
-def _check_token(tokens: tuple[str, ...], token: str) -> None:
+def _checks_address(request: Request) -> bool:
+    """Return whether this is no webhook, but an operator's check of the address; refuse a wrong token."""
+    tokens: tuple[str, ...] = request.app.state.tokens
+    conn_id, token = request.path_params["conn_id"], request.path_params["token"]
     # All tokens are compared, so that the response time does not depend on which one matches.
     given = token.encode("utf-8", "surrogatepass")
-    if not sum(hmac.compare_digest(given, valid.encode()) for valid in tokens):
-        raise _not_found("token")
+    if sum(hmac.compare_digest(given, valid.encode()) for valid in tokens):
+        return False
+    if sum(hmac.compare_digest(given, address.check_token(valid, conn_id).encode()) for valid in tokens):
+        return True
+    raise _not_found("token")
 
 
 def _check_internal_token(request: Request) -> str:
@@ -186,10 +194,7 @@ def _not_found(reason: str) -> _RefusedError:
 
 
 async def _read(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a body, reading no more than ``max_bytes`` of it."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise _RefusedError(415, "content_type", "Content-Type must be application/json")
+    """Return the JSON object of a body, whatever its content type, reading no more than ``max_bytes`` of it."""
     too_long = _RefusedError(413, "too_long", f"The body must have at most {max_bytes} bytes")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > max_bytes:
@@ -208,10 +213,23 @@ async def _read(request: Request, max_bytes: int) -> dict[str, Any]:
     try:
         value = from_json(bytes(body), allow_inf_nan=False)
     except ValueError:
-        raise _RefusedError(400, "json", "The body must be JSON, in UTF-8") from None
-    if not isinstance(value, dict):
-        raise _RefusedError(400, "json", "The body must be a JSON object")
-    return value
+        value = None
+    if isinstance(value, dict):
+        return value
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise _RefusedError(415, "content_type", "The body must be a JSON object, with Content-Type application/json")
+    raise _RefusedError(400, "json", "The body must be a JSON object, in UTF-8")
+
+
+def _parse_row(row: object, how: Literal["record", "again"]) -> Sent:
+    """Return a row of the payload history as an event to record, with its time if it has a valid one."""
+    event = _parse(row)
+    try:
+        time = datetime.fromisoformat(str(row.get("date_time"))) if isinstance(row, dict) else None
+    except ValueError:
+        time = None
+    return Sent(event, how, time if time and time.tzinfo else None)
 
 
 def _parse(body: object) -> WebhookEvent:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
 
 import requests
+import urllib3
 from airflow.providers.common.compat.sdk import AirflowException
 from pydantic import TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 MAX_EVENTS: Final = 500
 _COUNTS: Final = TypeAdapter(dict[str, int])
-_FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason")
+_FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason", "date_time")
+_READY: Final = TypeAdapter(dict[str, str])
+# A firewall that answers so, or a server that is busy, may let BankConnect through.
+_UNCLEAR: Final = {401, 403, 407, 408, 425, 429}
 _ADVICE: Final = {
     404: "check that [bankconnect] webhook_token is the same on the API server, and that the connection exists",
     405: "check that airflow-provider-bankconnect is installed on the API server",
@@ -37,6 +41,48 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*arguments, **more, ssl_context=address.api_server_context())
 
 
+class _PublicAdapter(HTTPAdapter):
+    """Trusts the authorities of the machine, and the certificates of the API server."""
+
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as in requests
+        super().init_poolmanager(*arguments, **more, ssl_context=address.public_context())
+
+    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:  # noqa: ANN401
+        return super().proxy_manager_for(proxy, **more, ssl_context=address.public_context())
+
+
+def check_public_address(conn_id: str) -> str | None:
+    """Send one request to the webhook receiver's public address, as BankConnect will, but without the token.
+
+    :returns: None if this Airflow's webhook receiver has answered; else why that is not known.
+    :raises WebhookReceiverError: another server, or another path of this one, has answered.
+    """
+    url = address.check_url(conn_id)
+    where = f"{url.rpartition('/')[0]}/***"
+    with requests.Session() as session:
+        # .netrc would add an Authorization header.
+        session.auth = lambda request: request
+        try:
+            session.mount("https://", _PublicAdapter())
+            with session.post(url, json={}, timeout=10, allow_redirects=False, stream=True) as answer:
+                status, body = answer.status_code, answer.raw.read(1024, decode_content=True)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            return f"no answer from {where} ({type(error).__name__})"
+    if status in _UNCLEAR or status >= requests.codes.server_error:
+        return f"{where} answered HTTP {status}"
+    try:
+        is_ready = status == requests.codes.ok and _READY.validate_json(body) == address.READY
+    except ValidationError:
+        is_ready = False
+    if not is_ready:
+        raise WebhookReceiverError(
+            f"{where} is not the address of this Airflow's webhook receiver: a check got HTTP {status}. Check the path "
+            "and its letter case in [bankconnect] public_url (or [api] base_url), and that [bankconnect] webhook_token "
+            "is the same on the API server"
+        )
+    return None
+
+
 def send_to_receiver(
     conn_id: str,
     events: Sequence[Mapping[str, object]],
@@ -46,7 +92,7 @@ def send_to_receiver(
 ) -> dict[str, int]:
     """Send rows of the payload history to the webhook receiver, and return its counts.
 
-    :param events: rows with the five fields of a webhook; other fields are not sent.
+    :param events: rows with the five fields of a webhook, and ``date_time`` if known; other fields are not sent.
     :param how: ``record`` those that are not recorded yet, record all ``again``, or ``check`` how many were missed.
     :param timeout: seconds for one request.
     :raises WebhookReceiverError: no answer or an error; the message says what to do.

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import tenacity
 from airflow.assets.manager import asset_manager
@@ -22,7 +23,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import with_loader_criteria
 
-from airflow_provider_bankconnect.receiver import address
+from airflow_provider_bankconnect.receiver import address, runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,11 @@ _MAX_FEED: Final = 5000
 _LONG_POLL_SECONDS: Final = 1.0
 # A triggerer's first request gets the events of this period.
 _RECENT: Final = timedelta(minutes=2)
+# The clocks of BankConnect and of this machine may differ, and the payload history has whole seconds.
+_CLOCK_DIFFERENCE: Final = timedelta(minutes=5)
+# Airflow may refuse to create a run for an event at all, for instance because of a partition mapper.
+_MOST_TIMES: Final = 5
+_REPORT_SECONDS: Final = 60.0
 _HAS_CALLBACK_SINK: Final = "callback_sink" in inspect.signature(asset_manager.register_asset_change).parameters
 
 
@@ -108,11 +114,24 @@ class Outcome(Enum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True)
+class Sent:
+    """An event to record, and what to do if it is a completed statement that is recorded already.
+
+    :param how: nothing, for a ``webhook``; ``record`` it anew if it has no run and waits for none; or record it
+        ``again`` in any case.
+    :param completed_at: the time that BankConnect's payload history has for it.
+    """
+
+    event: WebhookEvent
+    how: Literal["webhook", "record", "again"] = "webhook"
+    completed_at: datetime | None = None
+
+
 @dataclass
 class _Queued:
     conn_id: str
-    event: WebhookEvent
-    again: bool
+    sent: Sent
     outcome: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -127,17 +146,17 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._recorded = asyncio.Event()
         self._recorded_at: datetime | None = None
+        # When to report events without a run, by connection, and the reports that are under way.
+        self._report_at: dict[str, float] = {}
+        self._reports: set[asyncio.Future[None]] = set()
 
     def is_full(self, more: int = 1) -> bool:
         """Return whether the queue has no room for that many more."""
         return len(self._queue) + more > _MAX_QUEUED
 
-    async def write(self, conn_id: str, events: Sequence[WebhookEvent], *, again: bool = False) -> list[Outcome]:
-        """Record events; returns when each is committed or has failed.
-
-        :param again: record completed statements even if they are recorded already.
-        """
-        queued = [_Queued(conn_id, event, again) for event in events]
+    async def write(self, conn_id: str, sent: Sequence[Sent]) -> list[Outcome]:
+        """Record events; returns when each is committed or has failed."""
+        queued = [_Queued(conn_id, one) for one in sent]
         self._queue.extend(queued)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write_queue())
@@ -156,7 +175,7 @@ class Writer:
             while self._queue and len(group) < _GROUP_SIZE and self._queue[0].conn_id == conn_id:
                 group.append(self._queue.popleft())
             try:
-                outcomes = await asyncio.to_thread(write_group, conn_id, [(one.event, one.again) for one in group])
+                outcomes = await asyncio.to_thread(write_group, conn_id, [one.sent for one in group])
             except Exception:  # noqa: BLE001 - each request of the group must be answered
                 _log.exception("The database recorded none of %d webhook events of %r", len(group), conn_id)
                 outcomes = [Outcome.FAILED] * len(group)
@@ -168,6 +187,16 @@ class Writer:
                 # It is done already if the client has disconnected.
                 if not one.outcome.done():
                     one.outcome.set_result(outcome)
+            self._report(conn_id)
+
+    def _report(self, conn_id: str) -> None:
+        """Report events without a run beside the queue, once a minute. Nothing is late in the first minute."""
+        now = time.monotonic()
+        if now >= self._report_at.setdefault(conn_id, now + _REPORT_SECONDS):
+            self._report_at[conn_id] = now + _REPORT_SECONDS
+            report = asyncio.ensure_future(asyncio.to_thread(runs.report_without_run, conn_id))
+            self._reports.add(report)
+            report.add_done_callback(self._reports.discard)
 
 
 @tenacity.retry(
@@ -176,23 +205,23 @@ class Writer:
     wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
     reraise=True,
 )
-def write_group(conn_id: str, events: Sequence[tuple[WebhookEvent, bool]]) -> list[Outcome]:
+def write_group(conn_id: str, sent: Sequence[Sent]) -> list[Outcome]:
     """Record events of one connection in one transaction, with a savepoint for each.
 
-    :param events: each with whether to record it even if it is recorded already.
     :raises sqlalchemy.exc.DBAPIError: the transaction failed, so nothing is recorded.
     """
     outcomes: list[Outcome] = []
     callbacks: list[Callable[[], None]] = []
     more: dict[str, Any] = {"callback_sink": callbacks} if _HAS_CALLBACK_SINK else {}
     with create_session(scoped=False) as session:
-        if (asset := _find_asset(session, conn_id)) is None:
-            return [Outcome.NO_LISTENER] * len(events)
+        if (asset := runs.find_asset(session, conn_id)) is None:
+            return [Outcome.NO_LISTENER] * len(sent)
         _lock_asset(session, asset.id)
-        _lock_pending_runs(session, {event.key for event, _ in events})
-        recorded = completions(session, asset.id, (event for event, again in events if not again))
-        for event, again in events:
-            if event.completion in recorded and not again:
+        restored = runs.restore_schedules(session, asset)
+        known = _known(session, asset, sent)
+        _lock_pending_runs(session, {one.event.key for one in sent})
+        for event, how in ((one.event, one.how) for one in sent):
+            if event.completion in known and how != "again":
                 outcomes.append(Outcome.DUPLICATE)
                 continue
             try:
@@ -208,29 +237,65 @@ def write_group(conn_id: str, events: Sequence[tuple[WebhookEvent, bool]]) -> li
                 made = None
             outcomes.append(Outcome.FAILED if made is None else Outcome.RECORDED)
             if made is not None and event.completion:
-                recorded.add(event.completion)
+                known.add(event.completion)
         if Outcome.RECORDED in outcomes:
-            _warn_if_paused(conn_id, asset)
+            runs.warn_without_run(conn_id, asset)
+        for reference in restored:
+            session.delete(reference)
     for callback in callbacks:
         callback()
     return outcomes
 
 
-def missing(conn_id: str, events: Sequence[WebhookEvent]) -> list[WebhookEvent]:
-    """Return the events of completed statements that are not recorded."""
+def missing(conn_id: str, sent: Sequence[Sent]) -> list[WebhookEvent]:
+    """Return the events of completed statements that were never recorded."""
     with create_session(scoped=False) as session:
-        asset = _find_asset(session, conn_id)
-        recorded = completions(session, asset.id, events) if asset else set()
-    return [event for event in events if event.completion and event.completion not in recorded]
+        if asset := runs.find_asset(session, conn_id):
+            known = _completions(session, asset.id, sent).keys() | _purged(session, asset.id, sent)
+        else:
+            known = set()
+    return [one.event for one in sent if one.event.completion and one.event.completion not in known]
 
 
-def completions(session: Session, asset_id: int, events: Iterable[WebhookEvent]) -> set[Completion]:
-    """Return the recorded completed statements of the customers of these events."""
-    if not (keys := {event.key for event in events if event.completion}):
-        return set()
-    query = select(AssetEvent.extra).where(AssetEvent.asset_id == asset_id, AssetEvent.partition_key.in_(keys))
-    recorded = map(_read_back, session.scalars(query))
-    return {event.completion for event in recorded if event and event.completion}
+def _known(session: Session, asset: AssetModel, sent: Sequence[Sent]) -> set[Completion]:
+    """Return the completed statements among these that need not be recorded."""
+    recorded = _completions(session, asset.id, [one for one in sent if one.how != "again"])
+    caught_up = [one for one in sent if one.how == "record"]
+    unknown = [one for one in caught_up if one.event.completion not in recorded]
+    known = recorded.keys() | _purged(session, asset.id, unknown)
+    again = {one.event.completion for one in caught_up}
+    may_be_lost = {done: ids for done, ids in recorded.items() if done in again and len(ids) < _MOST_TIMES}
+    if not may_be_lost:
+        return known
+    lost = runs.lost(session, asset, set().union(*may_be_lost.values()))
+    return known - {done for done, ids in may_be_lost.items() if ids <= lost}
+
+
+def _completions(session: Session, asset_id: int, sent: Iterable[Sent]) -> dict[Completion, set[int]]:
+    """Return the recorded completed statements of the customers of these events, and the events of each."""
+    found: dict[Completion, set[int]] = {}
+    if keys := {one.event.key for one in sent if one.event.completion}:
+        query = select(AssetEvent.id, AssetEvent.extra)
+        query = query.where(AssetEvent.asset_id == asset_id, AssetEvent.partition_key.in_(keys))
+        for number, extra in session.execute(query):
+            if (event := _read_back(extra)) and event.completion:
+                found.setdefault(event.completion, set()).add(number)
+    return found
+
+
+def _purged(session: Session, asset_id: int, sent: Iterable[Sent]) -> set[Completion]:
+    """Return the completed statements whose event was recorded and has been purged.
+
+    The fields of a purged event are gone. But an event of the customer that was recorded after the statement was
+    completed started a run that read this statement, too.
+    """
+    dated = [
+        (one.event.completion, one.event.key, one.completed_at - _CLOCK_DIFFERENCE)
+        for one in sent
+        if one.completed_at and one.event.completion
+    ]
+    purged = runs.purged(session, asset_id, {key for _, key, _ in dated}) if dated else {}
+    return {completion for completion, key, after in dated if key in purged and purged[key] >= after}
 
 
 def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, WebhookEvent]]]:
@@ -263,11 +328,6 @@ def is_known_connection(conn_id: str) -> bool:
     return True
 
 
-def _find_asset(session: Session, conn_id: str) -> AssetModel | None:
-    query = select(AssetModel).where(AssetModel.uri == address.asset_uri(conn_id), AssetModel.active.has())
-    return session.scalar(query.limit(1))
-
-
 def _lock_asset(session: Session, asset_id: int) -> None:
     """Keep all other processes from recording events of this asset until the transaction ends."""
     # Airflow takes the same lock on the same row next, so the order of locks is always the same.
@@ -295,13 +355,6 @@ def _lock_pending_runs(session: Session, keys: set[str]) -> None:
     def narrow(state: ORMExecuteState) -> None:
         if state.is_select:
             state.statement = state.statement.options(narrowed)
-
-
-def _warn_if_paused(conn_id: str, asset: AssetModel) -> None:
-    paused = [reference.dag_id for reference in asset.scheduled_dags if reference.dag.is_paused]
-    if paused and len(paused) == len(asset.scheduled_dags):
-        advice = "unpause one, then run BankConnectCatchUpOperator(again=True)"
-        _log.warning("Webhook events of %r start no run, paused are: %s; %s", conn_id, ", ".join(paused), advice)
 
 
 def _read_back(extra: object) -> WebhookEvent | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+import templates
 from airflow.providers.common.compat.sdk import DAG
-from homes import Home
+from forks import Forks
 
 from airflow_provider_bankconnect.api import ConnectionSettings
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
@@ -87,35 +89,48 @@ def test_a_dag_can_be_parsed(block):
     assert dag.task_ids
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Run Python beside a new Airflow database."""
+    with Forks(templates.new_home(tmp_path_factory).environment) as forks:
+        yield forks
+
+
 @pytest.fixture
-def environment(tmp_path):
-    """An environment with a connection to a sandbox that has the customer of the examples."""
+def connection():
+    """The variable with a connection to a sandbox that has the customer of the examples."""
     with Sandbox(statements=[Statement(link_id="loan-4711", entity_id="customer-1", transactions=12)]) as box:
-        yield os.environ | {
-            "AIRFLOW_HOME": str(tmp_path),
-            "AIRFLOW_CONN_BANKCONNECT_DEFAULT": box.connection_json,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONUNBUFFERED": "1",
-        }
+        yield {"AIRFLOW_CONN_BANKCONNECT_DEFAULT": box.connection_json}
+
+
+def commands(block):
+    """Return the words of each command of a Bash block, which has nothing but commands."""
+    lines = block.replace("\\\n", "").splitlines()
+    assert not re.search(r"[$`|;]", block)
+    return [shlex.split(line) for line in lines if line.strip()]
 
 
 @blocks(lambda language, block: language == "python" and "with DAG(" not in block)
-def test_a_script_prints_what_it_should(block, environment):
-    done = run([sys.executable, "-c", block], env=environment)
-    assert done.returncode == 0, done.stderr
+def test_a_script_prints_what_it_should(block, forks, connection):
+    done = forks.run("-c", block, more=connection)
     if "print(" in block:
         assert re.search("12 transactions|completed|https://localhost", done.stdout)
 
 
 @blocks(lambda language, block: language == "bash" and "bankconnect explain" in block)
-def test_explain_accepts_the_arguments_of_the_pages(block, environment):
-    done = run(["bash", "-euo", "pipefail", "-c", block], env=environment)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall("^(?:PASSED|STILL WAITING): ", done.stdout, flags=re.MULTILINE)) == len(block.splitlines())
+def test_explain_accepts_the_arguments_of_the_pages(block, forks, connection):
+    for python, *arguments in commands(block):
+        assert python == "python"
+        done = forks.run(*arguments, more=connection)
+        assert len(re.findall("^(?:PASSED|STILL WAITING): ", done.stdout, flags=re.MULTILINE)) == 1
 
 
 @blocks(lambda language, block: language == "bash" and "bankconnect.sandbox" in block)
-def test_the_sandbox_starts_with_the_shown_options(block, environment):
+def test_the_sandbox_starts_with_the_shown_options(block):
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONUNBUFFERED": "1",
+    }
     command = ["bash", "-c", f"exec {block}"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         output = "".join(iter(process.stdout.readline, "Ctrl-C ends it.\n"))
@@ -143,12 +158,10 @@ def test_pip_installs_this_package_and_its_extras(block):
 
 @pytest.mark.system
 @blocks(lambda language, block: language == "bash" and block.startswith("airflow "))
-def test_the_shown_airflow_command_adds_a_valid_connection(block, tmp_path):
-    home = Home(tmp_path)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for command in ("airflow db migrate", block, "airflow connections get bankconnect_default --output json"):
-        done = run(["bash", "-euo", "pipefail", "-c", command], env=home.environment | {"PATH": path})
-        assert done.returncode == 0, done.stderr
+def test_the_shown_airflow_command_adds_a_valid_connection(block, forks):
+    (command,) = commands(block)
+    for _, *arguments in (command, shlex.split("airflow connections get bankconnect_default --output json")):
+        done = forks.run("-m", "airflow", *arguments)
     (found,) = json.loads(done.stdout[done.stdout.index("[{") :])
     settings = ConnectionSettings.parse(
         "it", host=found["host"], port=found["port"], password=found["password"], extra=found["extra_dejson"]

@@ -1,4 +1,7 @@
-"""A second API server: reads a line from stdin, posts webhooks to its own receiver, and prints the counted answers."""
+"""A second webhook receiver: reads a line from stdin, posts webhooks to itself, and prints the counted answers.
+
+It is without Airflow's middlewares, which take many seconds to import and have no part in recording.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,20 @@ import os
 import sys
 from collections import Counter
 
-from receivers import Caller, api_server, statement
+from receivers import Caller, statement
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from airflow_provider_bankconnect.receiver import address
+from airflow_provider_bankconnect.receiver.plugin import WebhookReceiver
 
 
 async def main() -> None:
     """Post the webhooks of ``sys.argv[1]`` statements at once, each twice."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    caller, count = Caller(api_server()), int(sys.argv[1])
+    app = Starlette(routes=[Mount(address.PREFIX, WebhookReceiver())])
+    caller, count = Caller(app), int(sys.argv[1])
     await caller.post(statement(), token="wrong")
     print("ready", file=answers)
     sys.stdin.readline()

@@ -27,8 +27,9 @@ def test_record_records_what_is_not_recorded_yet(served, sqlite):
     assert send_to_receiver(CONN_ID, rows(2, 3, 4), "record") == NOTHING | {"recorded": 1, "duplicate": 2}
     assert send_to_receiver(CONN_ID, rows(5, 5, 5), "record") == NOTHING | {"recorded": 1, "duplicate": 2}
     assert sqlite.recorded == ["1", "2", "3", "4", "5"]
-    # Only the five fields are sent.
-    assert all(set(event) == set(statement()) for body in served.front.bodies for event in json.loads(body)["events"])
+    # Only the five fields and the time are sent.
+    fields = {*statement(), "date_time"}
+    assert all(set(event) == fields for body in served.front.bodies for event in json.loads(body)["events"])
 
 
 @pytest.mark.usefixtures("served")

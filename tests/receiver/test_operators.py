@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
-from receivers import CONN_ID, NEEDS_3_2, NO_DAG, PREVIOUS, TOKEN, Caller, statement
+from receivers import CONN_ID, NEEDS_3_2, NO_DAG, PREVIOUS, TOKEN, Caller, api_server, statement
 
 from airflow_provider_bankconnect.api import BankConnectAuthError, BankConnectError, WebhookMode
 from airflow_provider_bankconnect.operators.bankconnect import (
     BankConnectCatchUpOperator,
     BankConnectUpdateWebhookOperator,
 )
+from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.receiver.address import webhook_url
 from airflow_provider_bankconnect.receiver.client import WebhookReceiverError
 from airflow_provider_bankconnect.sandbox import Fault, Statement
@@ -126,15 +127,16 @@ def test_newest_row_decides_about_a_statement(box, sqlite):
 
 
 @pytest.mark.usefixtures("served")
-def test_again_starts_the_runs_of_a_dag_that_was_paused(box, sqlite):
+def test_catch_up_starts_the_runs_of_a_dag_that_was_paused(box, sqlite):
     sqlite.change("update dag set is_paused = true")
     box.payload(link_id="loan-1", statement_id="1")
     assert catch_up() == counts(completed=1, recorded=1)
-    sqlite.change("update dag set is_paused = false")
     assert catch_up() == counts(completed=1, duplicates=1)
-    assert sqlite.runs == []
-    assert catch_up(again=True) == counts(completed=1, recorded=1)
+    sqlite.change("update dag set is_paused = false")
+    assert catch_up() == counts(completed=1, recorded=1)
     assert sqlite.runs == [("first", "link:loan-1")]
+    assert catch_up() == counts(completed=1, duplicates=1)
+    assert catch_up(again=True) == counts(completed=1, recorded=1)
 
 
 @pytest.mark.usefixtures("served")
@@ -337,17 +339,71 @@ def test_without_url_the_secret_receiver_address_is_registered(box, log):
 
 
 @pytest.mark.usefixtures("served")
-def test_public_address_needs_no_further_argument(box, configure):
+def test_public_address_needs_no_further_argument(box, configure, monkeypatch):
     configure(public_url="https://airflow.example.com/team/")
+    # Nothing leaves this machine.
+    checks = []
+    monkeypatch.setattr("airflow_provider_bankconnect.operators.bankconnect.check_public_address", checks.append)
     BankConnectUpdateWebhookOperator(task_id="register", webhook_url=None).execute({})
     assert box.webhook_url == f"https://airflow.example.com/team/bankconnect/webhook/{CONN_ID}/{TOKEN}"
     assert box.webhook_mode == 0
+    assert checks == [CONN_ID]
 
 
-@pytest.mark.usefixtures("public")
-def test_rotated_token_registers_a_new_address(box, configure):
+def test_address_is_registered_only_if_the_receiver_may_be_there(public, box, configure, log):
+    """The check does not hold the token: a server that is not the receiver may log it."""
+    wrong = [{"public_url": f"{public.url}/{path}"} for path in ("airflow", "bankconnect", "bankconnect/webhook/x")]
+    for settings in (*wrong, {"webhook_token": PREVIOUS}):
+        configure(**{"webhook_token": TOKEN, "public_url": public.url} | settings)
+        with pytest.raises(
+            WebhookReceiverError, match=r"is not the address of this Airflow's webhook receiver"
+        ) as caught:
+            register().execute({})
+        assert "/bankconnect_default/***" in str(caught.value)
+    configure(webhook_token=TOKEN, public_url=public.url)
+    for status, body in ((200, b"<html>"), (200, b'{"status": "ignored"}'), (302, b""), (404, b"{}"), (405, b"{}")):
+        public.front.instead = (status, {"location": "/auth/login"}, body)
+        with pytest.raises(WebhookReceiverError, match=f"a check got HTTP {status}"):
+            register().execute({})
+    assert box.requests == []
+    # BankConnect may reach it nevertheless.
+    for status in (401, 403, 407, 408, 429, 500, 502, 503):
+        public.front.instead = (status, {}, b"")
+        register().execute({})
+        assert f"/*** answered HTTP {status}. Registering it" in log()
+    configure(public_url="https://localhost:1/a")
+    register().execute({})
+    warning = "no answer from https://localhost:1/a/bankconnect/webhook/bankconnect_default/*** (ConnectionError)"
+    output = log()
+    assert warning in output
+    assert len(box.requests) == 9
+    for token in (TOKEN, PREVIOUS):
+        assert token not in output
+        assert token not in str(public.front.requests)
+
+
+async def test_check_of_the_address_records_nothing_and_works_with_both_tokens(public, sqlite, configure):
+    configure(webhook_token_previous=PREVIOUS)
+    rotating = Caller(api_server())
+    for token, status in ((TOKEN, 200), (PREVIOUS, 200), ("x" * 16, 404)):
+        answer = await rotating.post({}, token=address.check_token(token, CONN_ID))
+        assert answer.status == status
+        # Not at the address of another connection.
+        assert (await rotating.post({}, token=address.check_token(token, NO_DAG))).status == 404
+    # It is good for nothing but the check.
+    for body in (statement(), b"", b"[]"):
+        answer = await rotating.post(body, token=address.check_token(TOKEN, CONN_ID))
+        assert (answer.status, answer.json(), answer.pieces) == (200, {"status": "ready"}, 0)
+    check = address.check_token(TOKEN, CONN_ID)
+    assert (await Caller(public.front).post_events("record", [], token=check)).status == 404
+    assert sqlite.events == []
+
+
+def test_rotated_token_registers_a_new_address(public, box, configure):
     register().execute({})
     configure(webhook_token=PREVIOUS, webhook_token_previous=TOKEN)
+    # As if it had been restarted.
+    public.front.app = api_server()
     register().execute({})
     assert box.webhook_url == webhook_url()
     assert box.webhook_url.endswith(PREVIOUS)

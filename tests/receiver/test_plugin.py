@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from forks import Forks
 from receivers import NEEDS_3_2, PREVIOUS, TOKEN
 
 from airflow_provider_bankconnect.get_provider_info import get_provider_info
@@ -19,11 +18,10 @@ OWN = "airflow_provider_bankconnect.receiver"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run Python in a separate Airflow home, with the webhook receiver's settings."""
-    home = tmp_path_factory.mktemp("home")
+    """Run Python in a separate Airflow home, with the webhook receiver's settings. Airflow's own API is imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))}
     environment |= {
-        "AIRFLOW_HOME": str(home),
+        "AIRFLOW_HOME": str(tmp_path_factory.mktemp("home")),
         "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN,
         "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN_PREVIOUS": PREVIOUS,
         "AIRFLOW__BANKCONNECT__PUBLIC_URL": "https://hooks.example.com",
@@ -32,27 +30,14 @@ def run(tmp_path_factory):
         "COLUMNS": "200",
     }
 
-    def run_python(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", *arguments],
-            env=environment,
-            cwd=home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        return done.stdout
-
-    return run_python
+    with Forks(environment) as forks:
+        yield lambda *arguments: forks.run(*arguments).stdout
 
 
 def loaded_by(run, imports):
     """Return the modules that an import loads in addition to Airflow's own."""
     code = (
-        "import sys, json, airflow.providers.common.compat.sdk as sdk; sdk.AirflowPlugin, sdk.conf, sdk.mask_secret;"
-        "sdk.AirflowOptionalProviderFeatureException; before = set(sys.modules);"
-        f"{imports}; print(json.dumps(sorted(set(sys.modules) - before)))"
+        f"import json, sys; before = set(sys.modules);{imports}; print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     return json.loads(run("-c", code).splitlines()[-1])
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qsl
 
 import pytest
 from hypothesis import given, settings
@@ -69,6 +72,10 @@ def test_extra_that_is_no_object_is_refused(extra):
 
 ASCII = "has a blank or a character outside visible ASCII: was it pasted with something around it?"
 MASK = "is '***': Airflow's mask was saved in the place of the key. Enter the key again"
+AS_JSON = (
+    ". Give the connection as JSON, with the key in quotes: in a URI, Airflow may read it as a number or a truth "
+    "value, and change it"
+)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,6 @@ MASK = "is '***': Airflow's mask was saved in the place of the key. Enter the ke
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (None, "is missing"),
         ("", "is missing"),
         (" ", ASCII),
         ("S3cret x", ASCII),
@@ -89,9 +95,12 @@ MASK = "is '***': Airflow's mask was saved in the place of the key. Enter the ke
         ("S3cret\u200b", ASCII),
         ("S3cret\r\nHost: x", ASCII),
         ("***", MASK),
-        (5, "must be text, not int"),
-        (["S3cret"], "must be text, not list"),
-        (False, "must be text, not bool"),
+        (1.1, f"must be text, not float{AS_JSON}"),
+        (1e300, f"must be text, not float{AS_JSON}"),
+        (float("nan"), f"must be text, not float{AS_JSON}"),
+        (False, f"must be text, not bool{AS_JSON}"),
+        (["S3cret"], f"must be text, not list{AS_JSON}"),
+        ({"S3cret": 1}, f"must be text, not dict{AS_JSON}"),
     ],
     ids=repr,
 )
@@ -99,6 +108,103 @@ def test_invalid_key_is_refused_by_its_field_and_not_shown(field, name, value, p
     message = refusal(**{field: value})
     assert message == f"{name} {problem}"
     assert "S3cret" not in message
+    assert "1.1" not in message
+
+
+@pytest.mark.parametrize("value", [None, "null"])
+def test_api_key_of_null_is_missing_with_the_cause(value):
+    assert refusal(api_key=value) == f"API Key (extra 'api_key') is missing: it is null{AS_JSON}"
+
+
+def test_password_of_none_is_missing():
+    assert refusal(password=None) == "Server Hash (password) is missing"
+
+
+@pytest.mark.parametrize("digits", ["0", "5", "123456", "9" * 40])
+def test_key_that_is_a_whole_number_is_its_digits(digits):
+    settings = parse(api_key=int(digits), password=int(digits))
+    assert settings == parse(api_key=digits, password=digits)
+    assert settings.headers == {"x-api-key": digits, "server-hash": digits}
+
+
+def as_text(query):
+    return dict(parse_qsl(query, keep_blank_values=True))
+
+
+def as_json(query):
+    """Read the extras of a URI as the core of Airflow 3.1 and later does."""
+    extra = as_text(query)
+    for name, value in extra.items():
+        with suppress(ValueError):
+            extra[name] = json.loads(value)
+    return extra
+
+
+def outcome(extra):
+    try:
+        return parse(**({"api_key": KEY} | extra))
+    except ValueError as error:
+        return str(error).partition(", not ")[0]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "api_key=123456",
+        "api_key=0123456",
+        "api_key=123abc",
+        "api_key=12-34",
+        "api_key=",
+        "api_key=null",
+        "api_key=None",
+        "api_key=nul",
+        "timezone=Asia/Kolkata",
+        "timezone=null",
+        "timezone=5.5",
+        "timezone=",
+        "verify=true",
+        "verify=false",
+        "verify=null",
+        "verify=0",
+        "verify=1",
+        "verify=1.0",
+        "verify=/etc/ca.pem",
+        "verify=",
+        "timeout=30",
+        "timeout=2.5",
+        "timeout=1e1",
+        "timeout=1e999",
+        "timeout=NaN",
+        "timeout=true",
+        "timeout=null",
+        "timeout=",
+        "max_concurrency=8",
+        "max_concurrency=8.0",
+        "max_concurrency=1.5",
+        "max_concurrency=false",
+        "max_concurrency=null",
+    ],
+)
+def test_extra_of_a_uri_means_the_same_read_as_text_and_as_json(query):
+    """Airflow reads a URI as text in a task, and as JSON in its core: the same connection came out in two ways."""
+    assert outcome(as_text(query)) == outcome(as_json(query))
+
+
+@pytest.mark.parametrize("key", ["1.10", "1e5", "1E400", "NaN", "Infinity", "true", "false"])
+def test_api_key_that_json_may_have_changed_is_refused(key):
+    (value,) = as_json(f"api_key={key}").values()
+    assert refusal(api_key=value) == f"API Key (extra 'api_key') must be text, not {type(value).__name__}{AS_JSON}"
+    assert parse(api_key=key).api_key == key
+
+
+@often
+@given(st.integers() | st.floats() | st.booleans() | st.lists(st.integers(), max_size=2))
+def test_key_of_another_type_is_its_digits_or_refused_without_its_value(value):
+    try:
+        assert parse(api_key=value).api_key == str(value)
+    except ValueError as error:
+        assert not isinstance(value, int) or isinstance(value, bool)
+        assert str(error).endswith(f"must be text, not {type(value).__name__}{AS_JSON}")  # noqa: PT017 - either outcome is good
 
 
 def test_missing_api_key_is_reported_where_there_is_no_extra():
@@ -271,7 +377,7 @@ def test_verify_is_the_path_of_a_bundle(value):
 
 @pytest.mark.parametrize(
     "value",
-    [False, 0, 1, 0.0, [], {}, "false", "False", " FALSE ", "0", "no", "No", "off", "OFF", "none", "None"],
+    [False, 0, 1, 0.0, [], {}, "false", " FALSE ", "0", "1", " 1.0", "nan", "no", "No", "off", "OFF", "none", "None"],
     ids=repr,
 )
 def test_verify_refuses_every_way_to_switch_it_off(value):
