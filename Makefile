@@ -16,7 +16,7 @@ CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
 .PHONY: help install lint types test receiver chaos prove demo standalone docs readme browser matrix bench bench-receiver \
-	bench-small mutants constraints clean
+	bench-small bench-keep-alive mutants constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -44,9 +44,10 @@ lint: $(READY)  ## Check the style
 types: $(READY)  ## Check the types
 	$(VENV)/bin/mypy
 
-# Four processes: most tests wait. All tests of a file run in one process, because they share what is slow to set up.
-test: lint types  ## Check style and types, and run all tests but the long ones
-	$(PY) -m pytest -n 4 --dist loadfile
+# Four processes: some tests wait. All tests of a file run in one process, because they share what is slow to set up.
+# With bytecode files, which some containers switch off: without, each process compiles all tests anew.
+test: lint types  ## Check style and types, and run all tests but the long ones; FULL=1 takes every order of rows
+	PYTHONDONTWRITEBYTECODE= $(if $(FULL),BANKCONNECT_TESTS=full )$(PY) -m pytest -n 4 --dist loadfile
 
 receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow on PostgreSQL (10 min)
 	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/system/test_receiver.py tests/system/test_standalone.py
@@ -84,7 +85,10 @@ bench-receiver: $(READY)  ## Measure how fast webhooks become runs, and how many
 bench-small: $(READY)  ## Measure waits for many transactions against another checkout (8 min); BASE=DIR QUICK=1 (2 min)
 	@$(PY) benchmarks/small_answers.py --base "$(BASE)" $(if $(QUICK),--quick)
 
-mutants: $(READY)  ## Measure how many planted defects the unit tests find (6 min)
+bench-keep-alive: $(READY)  ## Measure what new connections cost a wait, against another checkout (5 min); BASE=DIR QUICK=1
+	@$(PY) benchmarks/keep_alive.py --base "$(BASE)" $(if $(QUICK),--quick)
+
+mutants: $(READY)  ## Measure how many planted defects the unit tests find (an hour)
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \
 	else $(PY) -m pip install --quiet -c $(CONSTRAINTS) --group mutants; fi
 	rm -rf mutants

@@ -7,6 +7,8 @@ and, where that is silent, its REST API pages.
 
 from __future__ import annotations
 
+import math
+import re
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from datetime import UTC, datetime, tzinfo
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode
+
+from pydantic_core import from_json
 
 from airflow_provider_bankconnect import errors
 from airflow_provider_bankconnect.answers import (
@@ -62,8 +66,12 @@ _BY_ACCOUNT: Final = {
 }  # fmt: skip
 # Their list is empty, with HTTP 200, until they are ready.
 _EMPTY_UNTIL_READY: Final = {"xlsx_report": "reports", "predictors": "predictors", "score": "score"}
-# Thirty years: adding more to a datetime can overflow.
-_LONGEST: Final = 1e9
+# A longer Retry-After would hold back all waits of a connection for a mistake of one answer.
+_LONGEST_PAUSE: Final = 3600.0
+_NUMBER: Final = re.compile(r"\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+_COMPRESSIONS: Final = {
+    "gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz",
+}  # fmt: skip
 
 T = TypeVar("T")
 Call: TypeAlias = Generator[Request, Answer, T]
@@ -214,10 +222,20 @@ def check_status(request: Request, answer: Answer) -> Answer:
     status, start = answer.status, f"{request.call}: HTTP {answer.status}:"
     if status == 200:
         # Every request asks for an uncompressed answer: a kilobyte of a compressed one can become a megabyte.
-        if (answer.encoding or "").strip().lower() in {"", "identity"}:
+        names = {name.strip().lower() for name in (answer.encoding or "").split(",")}
+        if not names & _COMPRESSIONS:
             return answer
-        problem = "but compressed, which was not asked for: is there a proxy that compresses?"
-        raise unexpected(request, answer, problem)
+        problem = f"but compressed (Content-Encoding: {', '.join(sorted(names & _COMPRESSIONS))}), which was not asked "
+        raise unexpected(request, answer, f"{problem}for: is there a proxy that compresses?")
+    retry_after = retry_after_seconds(answer.retry_after, answer.received_at)
+    asked = f" (Retry-After: {retry_after:.0f} s)" if retry_after else ""
+    if status == 403 and (answer.retry_after is not None or not _has_detail(answer.body)):
+        raise errors.BankConnectForbiddenError(
+            f"{start} not in BankConnect's form: a firewall or a proxy on the way may have refused the request{asked}. "
+            "If it stays, check that this machine's address may call BankConnect, and the connection's keys",
+            status=status,
+            retry_after=retry_after,
+        )
     if status in {401, 402, 403}:
         problem = "BankConnect refuses these keys. Check API Key and Server Hash of the connection"
         if status == 403:
@@ -228,11 +246,9 @@ def check_status(request: Request, answer: Answer) -> Answer:
         raise errors.BankConnectAuthError(f"{start} {problem}", status=status)
     if status == 404:
         raise errors.BankConnectNotFoundError(f"{start} unknown, or nothing there yet", status=status)
-    retry_after = retry_after_seconds(answer.retry_after, answer.received_at)
-    asked = f" (Retry-After: {retry_after:.0f} s)" if retry_after else ""
     if status == 429:
         raise errors.BankConnectRateLimitError(f"{start} too many calls{asked}", status=status, retry_after=retry_after)
-    if 500 <= status <= 599:
+    if status in {408, 425} or 500 <= status <= 599:
         raise errors.BankConnectServerError(
             f"{start} BankConnect failed{asked}", status=status, retry_after=retry_after
         )
@@ -243,10 +259,13 @@ def check_status(request: Request, answer: Answer) -> Answer:
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
-    """Return the seconds of a ``Retry-After`` header (seconds or HTTP date), or None: absent, unreadable or past."""
+    """Return the seconds of a ``Retry-After`` header (seconds or HTTP date), at most an hour.
+
+    A number with a fraction is rounded up. None: the header is absent, unreadable, negative or past.
+    """
     text = (value or "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), _LONGEST) or None
+    if _NUMBER.fullmatch(text):
+        return float(math.ceil(min(float(text), _LONGEST_PAUSE))) or None
     try:
         moment = parsedate_to_datetime(text)
     except (TypeError, ValueError, IndexError, OverflowError):
@@ -254,7 +273,7 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     seconds = (moment - now).total_seconds()
-    return min(seconds, _LONGEST) if seconds > 0 else None
+    return min(seconds, _LONGEST_PAUSE) if seconds > 0 else None
 
 
 def backoff(failures: int, *, jitter: float, retry_after: float | None = None) -> float:
@@ -283,6 +302,15 @@ def _read_analysis(request: Request, entity_id: str, answer: Answer) -> Analysis
     if analysis.entity_id not in {None, entity_id}:
         raise unexpected(request, answer, "but the answer is about another entity")
     return analysis
+
+
+def _has_detail(body: bytes) -> bool:
+    """Return whether a refusal has the documented form. Source: "Authentication"."""
+    try:
+        refusal = from_json(body)
+    except ValueError:
+        return False
+    return isinstance(refusal, dict) and isinstance(refusal.get("detail"), str)
 
 
 def _not_ready(request: Request, answer: Answer, why: str) -> errors.BankConnectNotReadyError:

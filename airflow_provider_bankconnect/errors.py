@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = [
     "BankConnectAuthError", "BankConnectCertificateError", "BankConnectConnectionError", "BankConnectError",
-    "BankConnectHostError", "BankConnectLimitError", "BankConnectNotFoundError", "BankConnectNotReadyError",
-    "BankConnectRateLimitError", "BankConnectResponseError", "BankConnectServerError", "BankConnectTimezoneError",
-    "BankConnectTransientError",
+    "BankConnectForbiddenError", "BankConnectHostError", "BankConnectLimitError", "BankConnectNotFoundError",
+    "BankConnectNotReadyError", "BankConnectRateLimitError", "BankConnectResponseError", "BankConnectServerError",
+    "BankConnectSettingsError", "BankConnectTimezoneError", "BankConnectTransientError",
 ]  # fmt: skip
 
 
@@ -43,7 +43,11 @@ class BankConnectRateLimitError(BankConnectTransientError):
 
 
 class BankConnectServerError(BankConnectTransientError):
-    """BankConnect failed: HTTP 5xx."""
+    """BankConnect failed, or was too slow or not ready for the request: HTTP 5xx, 408 or 425."""
+
+
+class BankConnectForbiddenError(BankConnectTransientError):
+    """A 403 that is not of BankConnect's form: a firewall or a proxy on the way may have sent it."""
 
 
 class BankConnectConnectionError(BankConnectTransientError):
@@ -60,6 +64,10 @@ class BankConnectHostError(BankConnectConnectionError):
 
 class BankConnectLimitError(BankConnectError):
     """A link has more entities than a gate can ask for."""
+
+
+class BankConnectSettingsError(BankConnectError):
+    """The triggerer cannot read the connection of a deferred wait, or a field of it is invalid."""
 
 
 class BankConnectResponseError(BankConnectError):

@@ -286,7 +286,7 @@ def _ask_small(entity_id: str) -> api.Call[tuple[Items | None, str]]:
         if isinstance(error, api.BankConnectAuthError) and error.status != _FORBIDDEN:
             raise
         return None, f"identity/ cannot be used: {error}"
-    except (api.BankConnectServerError, api.BankConnectConnectionError) as error:
+    except (api.BankConnectServerError, api.BankConnectForbiddenError, api.BankConnectConnectionError) as error:
         if error.retry_after is not None:
             raise
         # A fault of this call alone must not hold up the wait.

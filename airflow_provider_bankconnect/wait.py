@@ -5,15 +5,19 @@ Pure: no I/O, no clock, no Airflow. A driver (a sensor on a worker, a trigger in
 
 - **A poke** happens every ``poke_interval`` seconds, and never less than one second after the answer to the last one.
 - **A 429 or another error** does not end a wait. The next poke comes after the longest of ``poke_interval``, the
-  ``Retry-After`` that BankConnect sent, and a random back-off of up to 1, 2, 4 ... 60 seconds. Only wrong keys, a wrong
-  ``timezone``, a link with too many entities and, at the first poke, a certificate that does not verify or a host that
-  does not resolve are final.
+  ``Retry-After`` that BankConnect sent (an hour at most), and a random back-off of up to 1, 2, 4 ... 60 seconds. Only
+  wrong keys, a wrong ``timezone``, a link with too many entities and, at the first poke, a certificate that does not
+  verify or a host that does not resolve are final. Two other errors are final when they come again after five minutes
+  without an answer: a 403 that is not of BankConnect's form, and a connection that the triggerer cannot read.
 - **A webhook event** brings the next poke forward: to now, but never within a second of the last answer or within a
-  ``Retry-After``. While the verdict is pending, three more pokes follow soon. An event decides nothing.
+  ``Retry-After``. While the verdict is pending, three more pokes follow soon. After an error they follow the back-off
+  instead of ``poke_interval``. An event decides nothing.
 - **At the deadline** the wait pokes one last time; if that does not end it, it times out. If BankConnect asked for a
   pause of at most ten minutes that is not over, the last poke is skipped. A longer pause does not skip it.
 - **A 404** means "nothing there yet". After five minutes of 404, and at the deadline, a test call finds out whether the
   path in the connection's host is wrong.
+- **A new connection** is opened for a poke after three errors in a row, or after five minutes of 404: the kept one may
+  lead to a server that is no longer BankConnect's.
 - **Small answers**: a gate on ``transactions`` reads ``identity`` while that says "not yet". The last poke, and all
   pokes after an answer that cannot be trusted, read ``transactions`` instead.
 """
@@ -24,11 +28,12 @@ import math
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.expectation import check_on_failed
 from airflow_provider_bankconnect.gate import OnFailed, Row, Verdict
+from airflow_provider_bankconnect.pause import NO_PAUSE, STREAK, Pause
 from airflow_provider_bankconnect.words import clock, in_short, not_yet
 
 if TYPE_CHECKING:
@@ -51,11 +56,11 @@ SETTLING_SECONDS: Final = 5.0
 ECHO_SECONDS: Final = (2.0, 5.0, 20.0)
 # 404 for this long is taken for "nothing there yet"; then the test call is made.
 NOT_FOUND_PATIENCE: Final = timedelta(minutes=5)
-# This many errors in a row, of any waits, hold back all waits of a connection.
-SHARED_STREAK: Final = 3
+# An error that may be final is final if it comes again after this time.
+REPEAT_PATIENCE: Final = timedelta(minutes=5)
 WRONG_PATH: Final = "even the test call gets HTTP 404: check the path in the connection's host"
 _LONGEST_INTERVAL: Final = 1e9
-_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FINAL_IF_REPEATED: Final = (api.BankConnectForbiddenError, api.BankConnectSettingsError)
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,6 @@ class End:
 Action: TypeAlias = Poke | TestCall | End
 # A line for the task's log: its level, and its text.
 Line: TypeAlias = tuple[Literal["info", "warning"], str]
-
-
-class Pause(NamedTuple):
-    """A pause that BankConnect asked for: how many ``seconds``, and ``until`` when."""
-
-    seconds: float
-    until: datetime
 
 
 class WaitArguments(TypedDict, total=False):
@@ -141,14 +139,15 @@ class Wait:
         self.seen = arguments.get("seen", "no answer yet")
         self._is_new, self._is_in_full = is_new, arguments.get("in_full", False)
         self._next_poke = _moment(arguments.get("next_poke") or now)
-        self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or _LONG_AGO))
-        self._shared_pause = Pause(0.0, _LONG_AGO)
-        self._rested, self._settled = _LONG_AGO, now
+        self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or NO_PAUSE.until))
+        self._shared_pause = NO_PAUSE
+        self._rested, self._settled = NO_PAUSE.until, now
         # Pokes that an event made earlier do not count for exponential_backoff: events must not lengthen its pauses.
         self._paced = self.pokes
         self._is_early, self._echoes = False, 0
         self._errors, self._last_error = 0, ""
         self._not_found_since: datetime | None = None
+        self._doubtful_since: datetime | None = None
         self._is_tested = self._is_path_wrong = False
         self._is_in_flight = self._is_last_poke_made = self._is_small = False
         self._end: End | None = None
@@ -182,6 +181,11 @@ class Wait:
         """What the next poke asks for: the gate, in full if its small answers are not to be used."""
         return self.gate.in_full() if self._is_in_full or self._is_last_poke_made else self.gate
 
+    def needs_new_connection(self, now: datetime) -> bool:
+        """Return whether the next request must not use a connection that is kept open."""
+        not_found = self._not_found_since
+        return self._errors >= STREAK or (not_found is not None and now - not_found >= NOT_FOUND_PATIENCE)
+
     def resume(self, now: datetime, dice: float) -> None:
         """Continue a deferred wait in a triggerer: spread a poke that is long overdue, and settle before events."""
         if (now - self._next_poke).total_seconds() > MIN_INTERVAL:
@@ -213,6 +217,8 @@ class Wait:
         if self._errors:
             plural = "s" if self._errors > 1 else ""
             because = f"{because}; then {self._errors} error{plural} in a row, the last: {self._last_error}"
+        if (pause := self._longest_pause()).until > now:
+            because = f"{self._held(pause, now)}. Before that: {because}"
         self._end = End("timeout", because)
         return self._end
 
@@ -241,24 +247,27 @@ class Wait:
     def judged(self, verdict: Verdict, now: datetime, dice: float) -> None:
         """Take note of a verdict."""
         self._not_found_since, self._is_tested, self._is_path_wrong = None, False, False
+        self._doubtful_since = None
         self._see(verdict, now, dice)
 
     def failed(self, error: Exception, now: datetime, dice: float) -> None:
         """Take note of a poke without a verdict, and of why."""
         if isinstance(error, api.BankConnectNotFoundError):
-            self._not_found_since = self._not_found_since or now
+            self._not_found_since, self._doubtful_since = self._not_found_since or now, None
             self._see(Verdict("pending", (), str(error)), now, dice)
             return
-        if self._is_final(error) and not self.silent_fail:
+        if self._is_final(error, now) and not self.silent_fail:
             self._end = End("error", str(error), error=error)
             return
+        if isinstance(error, _FINAL_IF_REPEATED):
+            self._doubtful_since = self._doubtful_since or now
         self._errors += 1
         self._last_error = f"{type(error).__name__}: {error}"
         asked = (error.retry_after or 0.0) if isinstance(error, api.BankConnectTransientError) else 0.0
         if asked:
             self._pause = Pause(asked, now + timedelta(seconds=asked))
         self._schedule(now, dice, backoff=api.backoff(self._errors, jitter=dice, retry_after=asked))
-        if self._errors == 1:
+        if self._errors == 1 or asked > api.MAX_BACKOFF:
             self._log("warning", f"The wait continues after an error: {self._last_error}; {self._next_check(now)}")
 
     def notified(self, now: datetime) -> None:
@@ -268,9 +277,12 @@ class Wait:
         if soon < self._next_poke:
             self._next_poke, self._is_early = soon, True
 
-    def paused(self, pause: Pause) -> None:
-        """Take note of a pause that BankConnect asked of another wait of the connection: it holds for all."""
+    def paused(self, pause: Pause, now: datetime) -> None:
+        """Take note of a pause that BankConnect asked of any wait of the connection: it holds for all."""
+        is_new = (pause.until - self._shared_pause.until).total_seconds() > MIN_INTERVAL
         self._shared_pause = pause
+        if is_new and pause.seconds > api.MAX_BACKOFF:
+            self._log("warning", self._held(pause, now))
 
     def tested(self, error: api.BankConnectError | None) -> None:
         """Take note of the outcome of the test call."""
@@ -311,11 +323,12 @@ class Wait:
         self._rested = now + timedelta(seconds=MIN_INTERVAL)
         self._is_early = False
         interval = self._interval(dice)
-        if self._echoes and backoff is None:
+        if self._echoes:
             echo = ECHO_SECONDS[-self._echoes]
             self._is_early = echo < interval
             interval = min(interval, max(echo, MIN_INTERVAL))
-            self._echoes -= 1
+            # An error tells nothing about the statement: its poke is made again.
+            self._echoes -= backoff is None
         soonest = max(self._rested, self._pause.until)
         self._next_poke = max(soonest, now + timedelta(seconds=max(backoff or 0.0, interval)))
 
@@ -332,6 +345,14 @@ class Wait:
         at = max(self.deadline, self._rested)
         return Poke(at, at + timedelta(seconds=LAST_POKE_SECONDS), is_last=True)
 
+    def _longest_pause(self) -> Pause:
+        return max(self._pause, self._shared_pause, key=lambda pause: pause.until)
+
+    def _held(self, pause: Pause, now: datetime) -> str:
+        who = "all waits of the connection are" if self._shared_pause.until > now else "this wait is"
+        asked = f"BankConnect asked for a pause of {pause.seconds:.0f} s (Retry-After)"
+        return f"{asked}: {who} held until {clock(pause.until, now)}"
+
     def _is_last_poke_paused(self, now: datetime) -> bool:
         return any(
             pause.seconds <= LONGEST_LAST_PAUSE and now < pause.until for pause in (self._pause, self._shared_pause)
@@ -344,8 +365,10 @@ class Wait:
             return self._is_last_poke_made and now >= max(self._pause.until, self._shared_pause.until)
         return now - self._not_found_since >= NOT_FOUND_PATIENCE
 
-    def _is_final(self, error: Exception) -> bool:
+    def _is_final(self, error: Exception, now: datetime) -> bool:
         """Return whether retrying cannot help."""
+        if isinstance(error, _FINAL_IF_REPEATED) and self._doubtful_since is not None:
+            return now - self._doubtful_since >= REPEAT_PATIENCE
         is_first = self._is_new and self.pokes <= 1
         always = api.BankConnectAuthError | api.BankConnectTimezoneError | api.BankConnectLimitError
         at_first = api.BankConnectCertificateError | api.BankConnectHostError
@@ -359,37 +382,6 @@ class Wait:
 
     def _log(self, level: Literal["info", "warning"], text: str) -> None:
         self._lines.append((level, text))
-
-
-class SharedPause:
-    """The pause of all waits of one connection in a process, on a clock of seconds.
-
-    BankConnect's ``Retry-After`` to one wait holds for all. Without one, errors in a row hold all back: an error of one
-    answer is one wait's, three in a row of any waits are everybody's.
-    """
-
-    def __init__(self) -> None:
-        self.resume_at = 0.0
-        # Of the last pause that BankConnect asked for. Our own back-off is none.
-        self.seconds = self.asked_until = 0.0
-        self._errors = 0
-
-    def succeeded(self) -> None:
-        """Take note of an answer."""
-        self._errors = 0
-
-    def failed(self, retry_after: float | None, *, sent: float, now: float, dice: float) -> None:
-        """Take note of a transient error of a poke that was sent at ``sent``."""
-        # Pokes that were in flight together fail together: that is one failure.
-        is_new = sent >= self.resume_at
-        self._errors += is_new
-        failures = self._errors - SHARED_STREAK + 1
-        if retry_after is None and (failures < 1 or not is_new):
-            return
-        if retry_after is not None and now + retry_after >= self.asked_until:
-            self.seconds, self.asked_until = retry_after, now + retry_after
-        pause = api.backoff(max(failures, 1), jitter=dice, retry_after=retry_after)
-        self.resume_at = max(self.resume_at, now + pause)
 
 
 def _moment(value: datetime | str) -> datetime:

@@ -16,7 +16,8 @@ from yarl import URL
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.api import ConnectionSettings, WebhookMode
 from airflow_provider_bankconnect.hooks import form
-from airflow_provider_bankconnect.hooks.transport import AsyncSession, Session, ssl_context
+from airflow_provider_bankconnect.hooks.tls import ssl_context
+from airflow_provider_bankconnect.hooks.transport import AsyncSession, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,11 @@ class BankConnectHook(BaseHook):
         """Close the connections that are kept open between calls."""
         if "_session" in self.__dict__:
             self.__dict__.pop("_session").close()
+
+    def forget_connections(self) -> None:
+        """Send the next request on a new connection: the kept ones may lead to a server that was replaced."""
+        if "_session" in self.__dict__:
+            self._session.forget_connections()
 
     @functools.cached_property
     def settings(self) -> ConnectionSettings:
@@ -191,6 +197,9 @@ class BankConnectHook(BaseHook):
         error = state.outcome.exception() if state.outcome else None
         pause = state.next_action.sleep if state.next_action else 0
         self.log.warning("%s; trying again in %.1f s (%d of %d)", error, pause, state.attempt_number, self.max_retries)
+        if state.attempt_number > 1:
+            # The kept connection may lead to a server that no longer works.
+            self.forget_connections()
 
     def _send(self, request: api.Request) -> api.Answer:
         return api.check_status(request, self._session.exchange(request))
@@ -200,8 +209,8 @@ class BankConnectAsyncHook:
     """Calls BankConnect from a coroutine: the reading calls of :class:`BankConnectHook`.
 
     An async context manager that keeps one session with keep-alive. It does not retry: it serves waits, whose next
-    poll is the retry. (``aiohttp`` itself repeats a GET once where the server closed a connection without an answer,
-    since a kept one may have been closed while idle.)
+    poll is the retry. (A GET is sent once more where a kept connection breaks or stays silent: something on the way may
+    have forgotten it while it was idle.)
 
     :param bankconnect_conn_id: the connection with both keys.
     """
@@ -229,6 +238,11 @@ class BankConnectAsyncHook:
             # The TLS connection of an aborted request closes a moment later. A loop that ends at once, as in
             # `airflow dags test`, would leave its socket open.
             await asyncio.sleep(_CLOSING_SECONDS)
+
+    def forget_connections(self) -> None:
+        """Send the next request on a new connection, as :meth:`BankConnectHook.forget_connections` does."""
+        if self._session is not None:
+            self._session.forget_connections()
 
     @property
     def connected(self) -> bool:

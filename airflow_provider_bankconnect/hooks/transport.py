@@ -1,18 +1,18 @@
-"""Bytes to BankConnect and back, for both hooks: TLS, deadlines, proxies, size limits, and errors of the HTTP clients.
+"""Bytes to BankConnect and back, for both hooks: deadlines, proxies, size limits, and errors of the HTTP clients.
 
 The keys go to the connection's base URL and nowhere else.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import functools
+import http.client
 import logging
-import math
 import socket
 import ssl
 import time
-from contextvars import ContextVar
 from dataclasses import replace
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
@@ -21,19 +21,25 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3.util.ssl_ import create_urllib3_context
+from aiohttp import http_exceptions
 from yarl import URL
 
 from airflow_provider_bankconnect import __version__, api
+from airflow_provider_bankconnect.hooks.addresses import Resolver
+from airflow_provider_bankconnect.hooks.async_http import AsyncTrip, Response, note_addresses
+from airflow_provider_bankconnect.hooks.async_http import Connector as _Connector
+from airflow_provider_bankconnect.hooks.kept import GREATEST_AGE, KeptConnections
+from airflow_provider_bankconnect.hooks.sync_http import (
+    MAX_INTERIM,
+    Adapter,
+    TooManyInterimError,
+    Trip,
+    trip_of_request,
+)
+from airflow_provider_bankconnect.hooks.tls import ssl_context, usual_bundle
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Mapping
-
-    from aiohttp.connector import Connection
-    from typing_extensions import Buffer
 
 _log = logging.getLogger(__name__)
 _HEADERS: Final = {
@@ -43,8 +49,11 @@ _HEADERS: Final = {
     "User-Agent": f"airflow-provider-bankconnect/{__version__}",
 }
 _CHUNK_BYTES: Final = 64 * 1024
-# Longer than usual poke intervals, so that the next poll needs no TLS handshake.
-_KEEP_ALIVE_SECONDS: Final = 15 * 60
+# The limits of http.client, which are fixed: the bytes of a line of the head, and the number of headers.
+_LINE_BYTES: Final = 64 * 1024
+_MOST_HEADERS: Final = 99
+# OpenSSL's errors of VERIFY_X509_STRICT, from X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA on.
+_STRICT_CODES: Final = range(80, 94)
 
 
 class Session(requests.Session):
@@ -55,10 +64,9 @@ class Session(requests.Session):
 
     def __init__(self, conn_id: str, settings: api.ConnectionSettings) -> None:
         super().__init__()
-        if settings.verify is not None:
-            ssl_context(conn_id, settings)
+        self._kept = KeptConnections()
         self.headers.update(_HEADERS)
-        self.mount("https://", _Adapter())
+        self.mount("https://", Adapter(usual_bundle(settings), ssl_context(conn_id, settings), self._kept))
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self.auth = functools.partial(_add_keys, settings)
         self._settings = settings
@@ -66,11 +74,25 @@ class Session(requests.Session):
     def exchange(self, request: api.Request) -> api.Answer:
         """Send a request and read its answer.
 
+        A GET that was lost on a kept connection is sent once more, on a new one.
+
         :raises BankConnectError: there was no complete answer, or it is too large.
         """
+        trip = Trip(time.monotonic() + self._settings.timeout)
+        try:
+            return self._exchange(request, trip)
+        except api.BankConnectConnectionError:
+            if not trip.is_lost:
+                raise
+        if trip.is_silent:
+            self._kept.note_silence(time.monotonic())
+        self.forget_connections()
+        return self._exchange(request, Trip(trip.end))
+
+    def _exchange(self, request: api.Request, trip: Trip) -> api.Answer:
         answer: api.Answer | None = None
         url = f"{self._settings.base_url}/{request.path}"
-        token = _deadline.set(time.monotonic() + self._settings.timeout)
+        token = trip_of_request.set(trip)
         try:
             with self.request(request.method, url, json=request.json, stream=True) as response:
                 answer = _answer(response.status_code, response.headers)
@@ -85,8 +107,14 @@ class Session(requests.Session):
             if answer is None or answer.status == HTTPStatus.OK:
                 raise _connection_error(request, error, self._settings) from None
         finally:
-            _deadline.reset(token)
+            trip_of_request.reset(token)
         return answer
+
+    def forget_connections(self) -> None:
+        """Send the next request on a new connection."""
+        self._kept.forget(time.monotonic())
+        # requests opens new ones after a close().
+        self.close()
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - as requests has it
         """Send with the connection's timeout where the caller gives none."""
@@ -111,64 +139,69 @@ def _add_keys(settings: api.ConnectionSettings, request: requests.PreparedReques
     return request
 
 
-_deadline: ContextVar[float] = ContextVar("bankconnect_deadline", default=math.inf)
-
-
-class _Socket(ssl.SSLSocket):
-    """Limits the time of a whole request: the timeout of ``requests`` starts anew with each byte received."""
-
-    def read(self, len: int = 1024, buffer: Buffer | None = None) -> bytes:  # noqa: A002 - ssl's own
-        left = _deadline.get() - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        if left < (self.gettimeout() or math.inf):
-            self.settimeout(left)
-        return super().read(len, buffer)
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as requests has it
-        super().init_poolmanager(*arguments, **more, ssl_context=_deadline_context())
-
-    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:  # noqa: ANN401
-        return super().proxy_manager_for(proxy, **more, ssl_context=_deadline_context())
-
-
-def _deadline_context() -> ssl.SSLContext:
-    context = create_urllib3_context()
-    context.sslsocket_class = _Socket
-    return context
-
-
 class AsyncSession:
-    """An ``aiohttp`` session with the connection's keys, timeout and proxy. It follows no redirect."""
+    """An ``aiohttp`` session with the connection's keys, timeout and proxy. It follows no redirect.
+
+    At most ``max_concurrency`` requests are sent at once. The time of the others begins when they may go.
+    """
 
     def __init__(self, settings: api.ConnectionSettings, context: ssl.SSLContext) -> None:
         self._settings = settings
+        self._kept = KeptConnections()
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._resolver = Resolver(note_addresses)
         self._session = aiohttp.ClientSession(
-            connector=_Connector(limit=settings.max_concurrency, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=context),
+            connector=_Connector(
+                kept=self._kept, timeout=settings.timeout, resolver=self._resolver, use_dns_cache=False, limit=0,
+                keepalive_timeout=GREATEST_AGE, ssl=context,
+            ),
             headers=_HEADERS,
             proxy=_proxy(settings),
-            timeout=aiohttp.ClientTimeout(total=settings.timeout),
+            # The time limit is that of each trip.
+            timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-        )
+            response_class=Response,
+            max_line_size=_LINE_BYTES,
+            # Without the ": " and the end of the line, which http.client counts.
+            max_field_size=_LINE_BYTES - 4,
+            max_headers=_MOST_HEADERS,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+        await self._resolver.close()
+
+    def forget_connections(self) -> None:
+        """Send the next request on a new connection."""
+        self._kept.forget(asyncio.get_running_loop().time())
+        self._resolver.forget()
 
     async def exchange(self, request: api.Request) -> api.Answer:
         """Send a request and read its answer, as :meth:`Session.exchange` does."""
+        async with self._slots:
+            now = asyncio.get_running_loop().time()
+            trip = AsyncTrip(now + self._settings.timeout, can_repeat=request.method == "GET")
+            answer = None
+            while answer is None:
+                answer = await self._exchange(request, trip)
+            return answer
+
+    async def _exchange(self, request: api.Request, trip: AsyncTrip) -> api.Answer | None:
+        """Send a request once. Return None if it was lost on the way and has to be sent again."""
         # The path is encoded already: yarl would decode a part of it.
         url = URL(f"{self._settings.base_url}/{request.path}", encoded=True)
         answer: api.Answer | None = None
-        _transport.set(None)
         try:
             # The keys are headers of the request: aiohttp sends those of the session to the proxy too, unencrypted.
-            async with self._session.request(
-                request.method, url, json=request.json, headers=self._settings.headers, allow_redirects=False
-            ) as response:
+            async with (
+                trip.set_out(),
+                self._session.request(
+                    request.method, url, json=request.json, headers=self._settings.headers, allow_redirects=False
+                ) as response,
+            ):
+                trip.proceed()
                 answer = _answer(response.status, response.headers)
                 body = bytearray()
                 async for piece in response.content.iter_chunked(_CHUNK_BYTES):
@@ -177,39 +210,16 @@ class AsyncSession:
                 answer = replace(answer, body=bytes(body))
         except BaseException as error:
             # A mere close() would wait half a minute for the TLS shutdown of a server that does not answer.
-            if (transport := _transport.get()) is not None:
-                transport.abort()
+            if trip.transport is not None:
+                trip.transport.abort()
             if not isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
                 raise
+            if answer is None and trip.take_another_way(error, self._kept):
+                return None
             if answer is None or answer.status == HTTPStatus.OK:
                 raise _connection_error(request, error, self._settings) from None
+        trip.note_use()
         return answer
-
-
-# The transport of the running task's latest request.
-_transport: ContextVar[asyncio.Transport | None] = ContextVar("bankconnect_transport", default=None)
-
-
-class _Connector(aiohttp.TCPConnector):
-    async def connect(self, *arguments: Any, **more: Any) -> Connection:  # noqa: ANN401 - as aiohttp has it
-        connection = await super().connect(*arguments, **more)
-        _transport.set(connection.transport)
-        return connection
-
-
-def ssl_context(conn_id: str, settings: api.ConnectionSettings) -> ssl.SSLContext:
-    """Make a context that trusts the same authorities as ``requests``, so that all modes of a sensor agree.
-
-    :raises ValueError: the CA bundle cannot be read; names the connection.
-    """
-    usual = requests.Session().merge_environment_settings(settings.base_url, {}, None, None, None)["verify"]
-    bundle = settings.verify or (usual if isinstance(usual, str) else DEFAULT_CA_BUNDLE_PATH)
-    try:
-        return ssl.create_default_context(cafile=bundle)
-    except (OSError, ssl.SSLError):
-        where = "extra 'verify'" if settings.verify else "the environment"
-        problem = f"{bundle!r} of {where} is no readable bundle of certificates"
-        raise ValueError(f"Connection {conn_id!r}: {problem}") from None
 
 
 def _proxy(settings: api.ConnectionSettings) -> str | None:
@@ -245,9 +255,12 @@ def _connection_error(
     refused = [cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)]
     # aiohttp's own error is one of these too, but has no message.
     if messages := [getattr(cause, "verify_message", "") for cause in refused]:
+        is_strict = any(getattr(cause, "verify_code", 0) in _STRICT_CODES for cause in refused)
+        cure = "Check the connection's host, and its extra 'verify' for a private authority"
+        strict = "Python 3.13 and later refuse a certificate that breaks RFC 5280: see the page on troubleshooting"
         return api.BankConnectCertificateError(
             f"{request.call}: the server's certificate does not verify: {max(messages, key=len)}. "
-            "Check the connection's host, and its extra 'verify' for a private authority"
+            f"{strict if is_strict else cure}"
         )
     if unresolved := next((cause for cause in causes if isinstance(cause, socket.gaierror)), None):
         host = URL(settings.base_url).host
@@ -255,10 +268,26 @@ def _connection_error(
             f"{request.call}: the host {host!r} does not resolve: {unresolved.strerror}. "
             "Check the connection's host, the DNS of this machine, and a proxy of the environment"
         )
+    if problem := next(filter(None, map(_bad_head, causes)), None):
+        return api.BankConnectConnectionError(f"{request.call}: no whole answer: {problem}")
     if any(isinstance(cause, TimeoutError | requests.Timeout) for cause in causes):
         return api.BankConnectConnectionError(f"{request.call}: no answer in time (the connection's timeout)")
     detail = next((f": {cause.strerror}" for cause in causes if isinstance(cause, OSError) and cause.strerror), "")
     return api.BankConnectConnectionError(f"{request.call}: no whole answer: {type(error).__name__}{detail}")
+
+
+def _bad_head(error: BaseException) -> str | None:
+    """Return what a person needs to know about a head that was not read on, or None."""
+    if isinstance(error, TooManyInterimError):
+        return f"more than {MAX_INTERIM} interim answers (HTTP 1xx), and none after them"
+    cure = "BankConnect, or a proxy on the way, has to send less"
+    if isinstance(error, http.client.LineTooLong | http_exceptions.LineTooLong):
+        return f"a header is longer than the limit of {_LINE_BYTES} bytes: {cure}"
+    is_bad = isinstance(error, http_exceptions.BadHttpMessage) and "many headers" in error.message
+    # The only error of http.client without a class of its own.
+    if is_bad or type(error) is http.client.HTTPException:
+        return f"it has more headers than the limit of {_MOST_HEADERS}: {cure}"
+    return None
 
 
 def _causes(error: BaseException) -> list[BaseException]:

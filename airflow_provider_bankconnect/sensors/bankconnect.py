@@ -20,7 +20,7 @@ from airflow_provider_bankconnect.triggers.bankconnect import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import date, datetime
 
     from airflow.providers.common.compat.sdk import Context, XComArg
 
@@ -50,8 +50,9 @@ class BankConnectWebhookPayloadSensor(BankConnectBaseSensor):
     :param link_id: the link, spelt as the SDK spelt it. (templated)
     :param entity_id: count only rows of this entity. (templated)
     :param statement_id: wait for this statement, or for all of these. (templated)
-    :param since: count only rows from this time on: a datetime or ISO 8601 text, naive meaning UTC. Without it, a link
-        that is used again passes at once on the rows of its last use. (templated)
+    :param since: count only rows from this time on: a date, a datetime or ISO 8601 text; naive means UTC, and a date is
+        its first moment in UTC. Without it, a link that is used again passes at once on the rows of its last use.
+        (templated)
     :param expected_statements: how many completed statements of one entity pass the gate. (templated)
     :param failure_grace: how old the newest failure must be before the verdict is failed: customers mistype, and try
         again.
@@ -75,7 +76,7 @@ class BankConnectWebhookPayloadSensor(BankConnectBaseSensor):
         link_id: Id,
         entity_id: Id | None = None,
         statement_id: Id | Sequence[Id] | None = None,
-        since: datetime | str | XComArg | None = None,
+        since: date | str | XComArg | None = None,
         expected_statements: int | str | XComArg = 1,
         failure_grace: timedelta = timedelta(minutes=30),
         on_failed: OnFailed = "fail",
@@ -159,9 +160,9 @@ class BankConnectStatementSensor(BankConnectBaseSensor):
     :param link_id: the link, spelt as the SDK spelt it. (templated)
     :param entity_id: the entity. With ``link_id``, it must be one of the link. (templated)
     :param statement_id: wait for this statement, or for all of these. (templated)
-    :param since: count only rows of the history from this time on: a datetime or ISO 8601 text, naive meaning UTC. Of
-        the statements that only the progress has, which has no times, only those in ``statement_id`` count then.
-        (templated)
+    :param since: count only rows of the history from this time on: a date, a datetime or ISO 8601 text; naive means
+        UTC, and a date is its first moment in UTC. Of the statements that only the progress has, which has no times,
+        only those in ``statement_id`` count then. (templated)
     :param expected_statements: how many completed statements of one entity pass the gate. (templated)
     :param failure_grace: how old the newest failure in the history must be before the verdict is failed. A failure that
         only the progress has counts at once.
@@ -186,7 +187,7 @@ class BankConnectStatementSensor(BankConnectBaseSensor):
         link_id: Id | None = None,
         entity_id: Id | None = None,
         statement_id: Id | Sequence[Id] | None = None,
-        since: datetime | str | XComArg | None = None,
+        since: date | str | XComArg | None = None,
         expected_statements: int | str | XComArg = 1,
         failure_grace: timedelta = timedelta(minutes=30),
         on_failed: OnFailed = "fail",

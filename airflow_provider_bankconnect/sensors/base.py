@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.arguments import is_literal
+from airflow_provider_bankconnect.arguments import check_conn_id, is_literal
 from airflow_provider_bankconnect.expectation import check_on_failed
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import is_on
@@ -68,6 +68,7 @@ class BankConnectBaseSensor(BaseSensorOperator):
         self.on_failed = on_failed
         self.bankconnect_conn_id = bankconnect_conn_id
         self.deferrable = deferrable
+        check_conn_id(bankconnect_conn_id)
         if not isinstance(deferrable, bool):
             raise ValueError(f"deferrable must be True or False, not {deferrable!r}")
         if self.poke_interval <= 0:
@@ -162,6 +163,8 @@ class BankConnectBaseSensor(BaseSensorOperator):
         """Find the customer in the run, where the arguments do not name one."""
 
     def _poke(self, wait: Wait, now: datetime) -> None:
+        if wait.needs_new_connection(now):
+            self._hook.forget_connections()
         wait.begin(now)
         try:
             rows: Any = self._hook.run(wait.question.ask(self._hook.settings.timezone))
@@ -170,6 +173,7 @@ class BankConnectBaseSensor(BaseSensorOperator):
             wait.failed(error, datetime.now(UTC), random.random())  # noqa: S311
 
     def _test_call(self) -> api.BankConnectError | None:
+        self._hook.forget_connections()
         try:
             self._hook.run(api.probe())
         except api.BankConnectError as error:
@@ -249,6 +253,8 @@ def _first_start(context: Context) -> datetime | None:
         # Airflow 2.11 has no public way.
         from airflow.sensors.base import _orig_start_date  # type: ignore[import-not-found] # noqa: PLC0415
 
-        try_number = (ti.max_tries or 0) - (ti.task.retries or 0) + 1
-        first = _orig_start_date(ti.dag_id, ti.task_id, ti.run_id, ti.map_index, try_number)
+        # It counts the timeout from the first try, and its own check after each poke finds that one by `retries`. All
+        # other modes and versions count from the try that runs. At the last try this is 0, and no retry follows anyway.
+        ti.task.retries = max((ti.max_tries or 0) - ti.try_number + 1, 0)
+        first = _orig_start_date(ti.dag_id, ti.task_id, ti.run_id, ti.map_index, ti.try_number)
     return first

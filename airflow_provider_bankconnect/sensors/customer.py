@@ -50,7 +50,7 @@ def customer_of_run(context: Context, conn_id: str) -> Customer:
         raise ValueError(
             "link_id and entity_id are missing, and the run names no customer: no webhook event of connection "
             f"{conn_id!r} started it. Give the sensor link_id or entity_id, or trigger the run with "
-            '--conf \'{"link_id": "..."}\''
+            '--conf \'{"link_id": "..."}\' or the partition key link:...'
         )
     return found
 

@@ -17,7 +17,7 @@ from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArg
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from datetime import timedelta, tzinfo
+    from datetime import date, timedelta, tzinfo
     from typing import Required
 
     from airflow_provider_bankconnect.api import Analysis
@@ -107,7 +107,7 @@ class _BankConnectTrigger(BaseTrigger):
                     events = poller.events_seen(self.gate)
                     wait.notified(now)
                 if (pause := poller.pause) is not None:
-                    wait.paused(pause)
+                    wait.paused(pause, now)
                 action = wait.next(now)
                 for level, text in wait.take_lines():
                     getattr(self.log, level)("%s", text)
@@ -124,12 +124,15 @@ class _BankConnectTrigger(BaseTrigger):
                         await self._poke(poller, action, now)
 
     async def _poke(self, poller: Poller, poke: Poke, now: datetime) -> None:
+        if self.wait.needs_new_connection(now):
+            poller.use_new_connections()
         self.wait.begin(now)
         answer = await self._ask(poller, self.wait.question, poke, now)
         if answer is not None:
             await self._judge(answer, is_connected=poller.connected)
 
     async def _test_call(self, poller: Poller, call: TestCall, now: datetime) -> api.BankConnectError | None:
+        poller.use_new_connections()
         answer = await self._ask(poller, _TestCall(), call, now)
         return answer if isinstance(answer, api.BankConnectError) else None
 
@@ -178,7 +181,7 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
         link_id: str | int,
         entity_id: str | int | None = None,
         statement_id: str | int | Sequence[str | int] | None = None,
-        since: datetime | str | None = None,
+        since: date | str | None = None,
         expected_statements: int | str = 1,
         failure_grace: timedelta | float = 1800.0,
         wait: WaitArguments,
@@ -238,7 +241,7 @@ class BankConnectStatementTrigger(_BankConnectTrigger):
         link_id: str | int | None = None,
         entity_id: str | int | None = None,
         statement_id: str | int | Sequence[str | int] | None = None,
-        since: datetime | str | None = None,
+        since: date | str | None = None,
         expected_statements: int | str = 1,
         failure_grace: timedelta | float = 1800.0,
         announced: Sequence[str] = (),

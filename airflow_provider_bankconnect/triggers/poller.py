@@ -7,6 +7,7 @@ flight, answers equal polls together, and holds all of them back while BankConne
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -16,15 +17,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
-from airflow.providers.common.compat.sdk import Stats
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, Stats
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect import wait as rules
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectAsyncHook
+from airflow_provider_bankconnect.metrics import tag_value
+from airflow_provider_bankconnect.pause import Pause, SharedPause
 from airflow_provider_bankconnect.receiver.address import partition_key
 from airflow_provider_bankconnect.records import IN_FULL
 from airflow_provider_bankconnect.triggers.listener import event_listener
-from airflow_provider_bankconnect.wait import Pause, SharedPause
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -49,6 +51,8 @@ Rows: TypeAlias = Any
 
 # An answer of this age still serves an equal poll.
 SHARED_SECONDS: Final = 1.0
+# New connections are opened at most this often, in seconds, however many waits ask for it.
+_RENEWAL_SECONDS: Final = 60.0
 # After a pause the polls start again spread over this time.
 _RETURN_SECONDS: Final = 2.0
 
@@ -78,6 +82,7 @@ class Poller:
         self._listeners: dict[tuple[str, ...], set[asyncio.Future[Rows | Exception | None]]] = {}
         self._slots: asyncio.Semaphore | None = None
         self._pause = pause
+        self._renewed = -math.inf
 
     @property
     def connected(self) -> bool:
@@ -178,10 +183,16 @@ class Poller:
         """Return how many webhook events have come for the customer of an open wait."""
         return self._events[gate.poll_key]
 
+    def use_new_connections(self) -> None:
+        """Have further requests open new network connections, unless they have done so a moment ago."""
+        if self._loop.time() - self._renewed >= _RENEWAL_SECONDS:
+            self._renewed = self._loop.time()
+            self._hook.forget_connections()
+
     def count(self, more: int) -> None:
         """Count waits in, or out."""
         self.waits += more
-        Stats.gauge("bankconnect.open_waits", self.waits, tags={"conn_id": self._hook.bankconnect_conn_id})
+        Stats.gauge("bankconnect.open_waits", self.waits, tags={"conn_id": tag_value(self._hook.bankconnect_conn_id)})
 
     async def close(self) -> None:
         """Cancel the polls in flight, and close the session."""
@@ -210,7 +221,7 @@ class Poller:
 
     async def _poll(self, gate: Asks, *, waits: bool) -> Rows | Exception:
         try:
-            settings = await self._hook.connect()
+            settings = await self._connect()
             self._slots = self._slots or asyncio.Semaphore(settings.max_concurrency)
             while True:
                 if waits:
@@ -224,6 +235,16 @@ class Poller:
         except Exception as error:  # noqa: BLE001 - returned to all who asked
             Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
             return error
+
+    async def _connect(self) -> api.ConnectionSettings:
+        try:
+            return await self._hook.connect()
+        except (AirflowNotFoundException, ValueError) as error:
+            conn_id = self._hook.bankconnect_conn_id
+            raise api.BankConnectSettingsError(
+                f"the triggerer cannot use connection {conn_id!r}: {error}. Workers and triggerers need the same "
+                "secrets backend, environment variables and, with multi-team, team"
+            ) from None
 
     def _cancel_unless_wanted(self, key: tuple[str, ...]) -> None:
         """Cancel a poll whose waits have all ended while it was held back."""
@@ -245,7 +266,7 @@ class Poller:
         try:
             try:
                 rows: Rows = await self._hook.run(gate.ask(settings.timezone), before_next=before_request)
-            except api.BankConnectAuthError:
+            except (api.BankConnectAuthError, api.BankConnectForbiddenError):
                 # The keys may have been rotated during the waits.
                 renewed = await self._hook.renew(settings)
                 if renewed == settings:

@@ -1,6 +1,6 @@
 """Calls BankConnect in a process of its own, and prints each result and how much memory it took.
 
-Reads a hook's kind, the limit of an answer and connections as JSON from stdin; prints a list of objects.
+Reads kinds of hooks, the limit of an answer and connections as JSON from stdin; prints a list of objects for each kind.
 """
 
 from __future__ import annotations
@@ -41,18 +41,27 @@ def ask(kind: str) -> str:
 
 
 def main() -> None:
-    """Reset the peak before each call, and print what it grew by."""
+    """Make the calls of each kind in a fork, because the memory of earlier calls would be used again."""
     given = json.load(sys.stdin)
     api.MAX_ANSWER_BYTES = given["limit"]
+    for kind in given["kinds"]:
+        if not os.fork():
+            print("\n" + json.dumps(measure(kind, given["connections"])), flush=True)
+            os._exit(0)
+        os.wait()
+
+
+def measure(kind: str, connections: list[str]) -> list[dict[str, object]]:
+    """Reset the peak before each call, and return what it grew by."""
     results = []
-    for connection in given["connections"]:
+    for connection in connections:
         os.environ["AIRFLOW_CONN_BANKCONNECT_DEFAULT"] = connection
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = memory("VmRSS")
-        result = ask(given["kind"])
+        result = ask(kind)
         results.append({"result": result, "grew": memory("VmHWM") - before})
-    print("\n" + json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":

@@ -400,7 +400,7 @@ def test_a_host_that_does_not_resolve_ends_the_wait_at_its_first_poke(story, mon
 def test_a_wait_continues_when_the_host_no_longer_resolves_at_a_later_poke(story, monkeypatch):
     bad = json.dumps({**story.box.connection, "host": "https://no-such-host.invalid/bank-connect/v1"})
     story.after_each_poke(lambda: monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", bad))
-    outcome = story.wait(link_id=LINK, timeout=0.5)
+    outcome = story.wait(link_id=LINK, poke_interval=1.5, timeout=2)
     assert outcome.state == "failed"
     assert "BankConnectHostError" in outcome.message
 

@@ -321,6 +321,13 @@ def test_hook_waits_for_the_retry_after_up_to_a_minute(box, naps, asked, slept):
     assert naps == [slept]
 
 
+def test_hook_makes_a_new_connection_after_errors_in_a_row(box, naps):
+    box.fault(Fault(kind="status", status=503, times=2))
+    with BankConnectHook() as hook:
+        assert hook.get_webhook_payloads("L") == []
+    assert (len(naps), len(box.requests), box.connections) == (2, 3, 2)
+
+
 @pytest.mark.parametrize("kind", ["reset", "half"])
 def test_hook_retries_after_a_broken_connection(box, naps, kind):
     box.fault(Fault(kind=kind, times=2))

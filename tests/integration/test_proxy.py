@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import socket
 
 import pytest
 
@@ -61,6 +64,25 @@ async def test_both_hooks_use_the_proxy_with_its_user_and_it_sees_no_keys(proxy,
     for head in proxy:
         assert any(line.lower().startswith("proxy-authorization: basic") for line in head)
         assert not any(box.api_key in line or box.server_hash in line for line in head)
+
+
+async def test_both_hooks_find_the_address_of_the_proxy_that_answers(proxy, monkeypatch):
+    where, usual = int(os.environ["https_proxy"].rpartition(":")[2]), socket.getaddrinfo
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        others = [silent.getsockname(), ("127.0.0.1", 1)]
+
+        def getaddrinfo(host, port, *arguments, **more):
+            if port != where or host != "localhost":
+                return usual(host, port, *arguments, **more)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (*others, ("127.0.0.1", port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        monkeypatch.setenv("https_proxy", f"http://user:word@localhost:{where}")
+        quick = json.loads(os.environ["AIRFLOW_CONN_BANKCONNECT_DEFAULT"])
+        quick["extra"]["timeout"] = 4.5
+        monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(quick))
+        assert await asyncio.to_thread(ask_in_sync) == await ask() == []
+    assert len(proxy) == 2
 
 
 async def test_neither_hook_uses_the_proxy_for_hosts_in_no_proxy(proxy, monkeypatch):

@@ -57,6 +57,7 @@ class TaskInstance:
     """The part of a task instance that a sensor reads."""
 
     max_tries = 0
+    try_number = 1
     dag_id = run_id = "run"
     task_id = "wait"
     map_index = -1

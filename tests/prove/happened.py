@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from said import heard, recorded, words_of
-from theorem import LONGEST_LAST_PAUSE, is_about, may_ask_again
+from theorem import LONGEST_LAST_PAUSE, LONGEST_RETRY_AFTER, is_about, may_ask_again, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from said import Said
     from schedules import Wait
-    from simulation import Observed, Trace
+    from simulation import Observed, Poke, Trace
     from wire import Reply
 
 # All of this must happen in a complete proof.
 ANSWERS = (
     *(
+        "408",
+        "425",
         "429",
         "5xx",
         "404",
         "Retry-After in seconds",
         "Retry-After as a date",
+        "Retry-After in a fraction",
+        "Retry-After without limit",
+        "Retry-After that is negative",
+        "403 of a firewall",
         "reset",
         "cut in half",
         "HTML",
@@ -50,13 +57,19 @@ CUSTOMERS = (
         "failed login without an entity",
     ),
     *("statement that only the progress has", "undated statement under since", "named statement without a time"),
-    *("in progress only in transactions", "passed: both records", "failed: both records"),
+    *(
+        "in progress only in transactions",
+        "passed: both records",
+        "failed: both records",
+        "announced: held",
+        "announced: given up",
+    ),
     *("identity: over", "identity: not yet", "identity: ahead", "identity: no transaction_status", "identity: behind"),
     *("ended although identity said not yet", "transactions only, for good"),
 )
 ENDS = (
     *("passed", "failed: fail", "failed: skip", "failed: wait", "failed: pass", "timeout", "timezone"),
-    *("ended by the first poke", "ended by the last poke", "last poke in a long pause"),
+    *("ended by the first poke", "ended by the last poke", "last poke in a long pause", "ended by a firewall"),
 )
 EVERYTHING = (*ANSWERS, *WEBHOOKS, *PROCESSES, *RECORDS, *CUSTOMERS, *ENDS)
 _NAMES = {
@@ -91,11 +104,11 @@ def _in_answer(trace: Trace, reply: Reply) -> Iterator[str]:
     if "delay" in reply.faults:
         yield "slow" if reply.status else "too slow"
     if reply.status == 403:
-        yield "403 of identity"
+        yield "403 of a firewall" if "firewall" in reply.faults else "403 of identity"
     elif reply.status >= 400:
         yield "5xx" if reply.status >= 500 else str(reply.status)
     if reply.retry_after is not None:
-        yield f"Retry-After {'in seconds' if reply.retry_after.isdigit() else 'as a date'}"
+        yield f"Retry-After {_form(reply.retry_after)}"
         again = may_ask_again(reply)
         sent = [other.sent for other in trace.replies if other.by == reply.by]
         if again - reply.answered > LONGEST_LAST_PAUSE and any(reply.answered < at < again for at in sent):
@@ -111,6 +124,14 @@ def _in_answer(trace: Trace, reply: Reply) -> Iterator[str]:
         )
         if answered != true:
             yield "stale"
+
+
+def _form(retry_after: str) -> str:
+    if retry_after.isdigit():
+        return "without limit" if int(retry_after) > LONGEST_RETRY_AFTER else "in seconds"
+    if retry_after.endswith("GMT"):
+        return "as a date"
+    return "that is negative" if retry_after.startswith("-") else "in a fraction"
 
 
 def _of_wait(trace: Trace, observed: Observed) -> Iterator[str]:
@@ -132,8 +153,8 @@ def _of_wait(trace: Trace, observed: Observed) -> Iterator[str]:
 
 
 def _of_end(observed: Observed) -> Iterator[str]:
-    if observed.state == "timeout":
-        yield "timeout"
+    if observed.state in {"timeout", "BankConnectForbiddenError"}:
+        yield "timeout" if observed.state == "timeout" else "ended by a firewall"
     elif observed.pokes:
         last = observed.pokes[-1]
         if last.state != "failed":
@@ -183,6 +204,8 @@ def _of_customer(trace: Trace, observed: Observed) -> Iterator[str]:
             late = {name for name, items in recorded_word(trace, wait, poke.at).items() if items}
             if ends and late & said.items.keys():
                 yield "ended although identity said not yet"
+        if "announced" in wait.gate:
+            yield from _of_announced(trace, wait, poke, said)
         if wait.is_of_customer:
             yield from _in_said(wait, said)
             if number and "entity_id" not in wait.gate and said.items.keys() - entities:
@@ -193,6 +216,15 @@ def _of_customer(trace: Trace, observed: Observed) -> Iterator[str]:
     if wait.is_of_customer:
         names = {"link_id", "entity_id"} & wait.gate.keys()
         yield "by both" if len(names) > 1 else "by link" if "link_id" in names else "by entity"
+
+
+def _of_announced(trace: Trace, wait: Wait, poke: Poke, said: Said) -> Iterator[str]:
+    gate = {name: value for name, value in wait.gate.items() if not name.startswith("announced")}
+    if read(trace.schedule, replace(wait, gate=gate), said, poke.at).state == "passed":
+        if poke.state == "pending":
+            yield "announced: held"
+        elif {*wait.gate["announced"]} - said.ids:
+            yield "announced: given up"
 
 
 def recorded_word(trace: Trace, wait: Wait, at: float) -> dict[str, list[dict[str, Any]]]:

@@ -92,6 +92,12 @@ def read_customer(  # noqa: C901, PLR0911, PLR0912 - rule by rule
         return Reading("timezone")
     newest = _newest(seen, zone)
 
+    if now < gate.get("announced_until", now):
+        there = {row["statement_id"] for row in payloads if row["link_id"] == gate.get("link_id")}
+        there.update(item["statement_id"] for items in progress.values() for item in items)
+        if not there.issuperset(gate["announced"]):
+            return Reading("pending")
+
     # The history decides wherever it has a row of a statement, be it older than since.
     in_history = {(row["entity_id"], row["statement_id"]) for row in payloads if row["link_id"] == gate.get("link_id")}
     going = {name for name, row in newest.items() if word(row) not in ("completed", "failed")}

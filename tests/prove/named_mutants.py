@@ -1,4 +1,4 @@
-"""Twenty-one mutants: small changes of the package's code, each of which breaks the theorem.
+"""Twenty-five mutants: small changes of the package's code, each of which breaks the theorem.
 
 A change names a function and the source text that it replaces. It fails where either no longer exists.
 """
@@ -77,6 +77,18 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     ),
     "forgets Retry-After": (
         Change("api:check_status", "retry_after_seconds(answer.retry_after, answer.received_at)", "None"),
+    ),
+    "reads no fraction of a Retry-After": (
+        Change("api:retry_after_seconds", "_NUMBER.fullmatch(text)", "text.isdigit()"),
+    ),
+    "takes a 403 of a firewall for BankConnect's": (
+        Change("api:check_status", "not _has_detail(answer.body)", "False"),
+    ),
+    "ends at the second 403 of a firewall": (
+        Change("wait:Wait._is_final", "now - self._doubtful_since >= REPEAT_PATIENCE", "True"),
+    ),
+    "waits a whole interval after an event and an error": (
+        Change("wait:Wait._schedule", "if self._echoes:", "if self._echoes and backoff is None:"),
     ),
     "takes the order of rows for time": (
         Change(

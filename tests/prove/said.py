@@ -32,6 +32,11 @@ class Said:
     is_stranger: bool = False
     distrust: str = ""
 
+    @property
+    def ids(self) -> set[str]:
+        """The statements that any record names."""
+        return {row["statement_id"] for rows in (self.rows, *self.items.values()) for row in rows}
+
     def without_word(self) -> Said:
         """Return what is said, with all that only ``identity`` told in progress."""
         items = {
@@ -138,8 +143,9 @@ def _with_entity(said: Said, entity_id: str, small: Reply | None, full: Reply | 
         return replace(said, items={**said.items, entity_id: word}, on_word=said.on_word | {entity_id})
     items = _ok(full, *or_none).rows
     distrust = said.distrust
-    # An error of the server, or an answer that was cut off, says nothing of the next one.
-    if small is not None and small.status != 404 and small.status < 500 and "half" not in small.faults:
+    # An error of the server or of a firewall, or an answer that was cut off, says nothing of the next one.
+    is_error = small is None or small.is_error or small.status == 404
+    if small is not None and not is_error and "half" not in small.faults:
         if word is None:
             distrust = distrust or f"of {entity_id}, identity/ did not tell the state of the transactions"
         elif not word and items:

@@ -178,6 +178,7 @@ class _Draw:
         self.rng = Random(f"schedule {seed}")
         # For what was added later: it leaves the rest of each schedule as it was.
         self.more = Random(f"customers {seed}")
+        self.network = Random(f"network {seed}")
         # The unit of this schedule: intervals, faults and graces are multiples of it, so that they coincide.
         self.pace = self.rng.choice((2.0, 5.0, 15.0, 60.0))
         self.span = self.pace * self.rng.randint(8, 20)
@@ -212,7 +213,7 @@ class _Draw:
             schedule,
             waits=waits,
             frozen=() if frozen is None else (Frozen(round(more.uniform(0, self.span), 2) + 0.001, frozen),),
-            faults=schedule.faults + tuple(self._faults_of_identity(waits)),
+            faults=(*schedule.faults, *self._faults_of_identity(waits), *self._faults_of_the_network()),
         )
 
     def _often(self, share: float) -> bool:
@@ -369,6 +370,9 @@ class _Draw:
     def _with_customers(self, waits: tuple[Wait, ...], plays: list[Play]) -> tuple[Wait, ...]:
         """Return the waits, of which some are for both records of a customer, or for ``transactions``."""
         first, *rest = waits
+        if self.network.random() < 0.2 and not first.exponential_backoff:
+            # Longer than the back-off, as in the example DAGs.
+            first = replace(first, poke_interval=4 * first.poke_interval)
         kind = self.more.choice(("customer", "customer", "transactions", "as it was", "as it was"))
         play = self.more.choice(plays)
         if kind == "customer":
@@ -402,7 +406,23 @@ class _Draw:
         if more.random() < 0.35:
             gate["since"] = more.choice((0.0, begins, -1.0, -5 * self.pace, float(int(play.ends))))
         gate["failure_grace"] = more.choice((0.0, self.pace, 3 * self.pace, 1800.0))
+        if self.network.random() < 0.3:
+            names = sorted({other.statement_id for other in plays} - {""})
+            gate["announced"] = (self.network.choice([*names, *mine, "announced"]),)
+            gate["announced_until"] = begins + round(self.network.uniform(0, 0.8) * self.span, 2) + 0.001
         return gate
+
+    def _faults_of_the_network(self) -> Iterator[Fault]:
+        rng = self.network
+        if rng.random() < 0.3:
+            # The long one has a 403 come again after five minutes.
+            after = round(rng.uniform(0, 0.7 * self.span) * 4) / 4
+            times: dict[str, Any] = {"after": after, "until": after + rng.choice((0.5, 2.0, 5.0, 20.0)) * self.pace}
+            asked = rng.choice((None, None, 8.5, 0.5, 999_999, "-5"))
+            if rng.random() < 0.5:
+                yield Fault(kind="firewall", retry_after=asked, **times)
+            else:
+                yield Fault(kind="status", status=rng.choice((408, 425, 429)), retry_after=asked, **times)
 
     def _faults_of_identity(self, waits: tuple[Wait, ...]) -> Iterator[Fault]:
         more = self.more

@@ -234,9 +234,12 @@ class Simulation:
             gate["since"] = self._schedule.moment(gate["since"])
         if "failure_grace" in gate:
             gate["failure_grace"] = timedelta(seconds=gate["failure_grace"])
+        announced = {name: gate.pop(name) for name in ("announced", "announced_until") if name in gate}
+        if announced:
+            announced["announced_until"] = self._schedule.moment(announced["announced_until"])
         kind: Any = BankConnectWebhookPayloadSensor if "link_id" in gate else BankConnectProgressSensor
         kind = BankConnectStatementSensor if wait.is_of_customer else kind
-        return kind(
+        sensor = kind(
             task_id=wait.name,
             deferrable=self.trace.mode != "poke",
             on_failed=wait.on_failed,
@@ -246,6 +249,10 @@ class Simulation:
             max_wait=wait.max_wait,
             **gate,
         )
+        if announced:
+            # As in a run that webhooks started.
+            sensor._find_customer = lambda _: vars(sensor).update(announced)
+        return sensor
 
     def _poke(self) -> None:
         """Run the first wait alone, in a worker's thread."""

@@ -30,6 +30,8 @@ RESUME = 2.0  # polls that were held back resume spread over this time
 SPREAD = 60.0  # a restarted triggerer spreads overdue pokes over this time, or poke_interval
 LAST_POKE = 60.0
 LONGEST_LAST_PAUSE = 600.0
+LONGEST_RETRY_AFTER = 3600.0
+REPEATED = 300.0  # a 403 of a firewall is final if it comes again after this time without an answer
 POKES_FOR_AN_EVENT = 4
 # Closing a session takes 0.02 s, and floats are not exact.
 A_MOMENT = 0.05
@@ -51,6 +53,7 @@ def check(trace: Trace) -> int:
             _pokes_one_last_time(trace, observed)
             _times_out_on_transactions(trace, observed)
             _pokes_at_its_pace(trace, observed)
+            _pokes_soon_after_an_event(trace, observed)
             bounded += _is_no_later_than_the_bound(trace, observed)
         except BrokenError as error:
             raise BrokenError(f"{observed.wait.name} ({trace.mode}): {error}") from None
@@ -79,6 +82,8 @@ def read(schedule: Schedule, wait: Wait, said: Said, at: float) -> Reading:
     gate = dict(wait.gate)
     if "since" in gate:
         gate["since"] = schedule.moment(gate["since"])
+    if "announced_until" in gate:
+        gate["announced_until"] = schedule.moment(gate["announced_until"])
     if said.is_stranger:
         return Reading("pending")
     if wait.is_of_customer:
@@ -137,7 +142,9 @@ def _ends_with_what_it_read(trace: Trace, observed: Observed) -> None:
     kills = [kill.at for kill in trace.schedule.kills if kill.at < observed.ended]
     pokes = [poke for poke in observed.pokes if not any(poke.at <= kill <= poke.at + A_MOMENT for kill in kills)]
     endings = [poke for poke in pokes if Reading(_state(poke)).ends(observed.wait.on_failed)]
-    if not endings and observed.state != "timeout":
+    if observed.state == "BankConnectForbiddenError" and not endings:
+        _was_refused_again(trace, observed)
+    elif not endings and observed.state != "timeout":
         raise BrokenError(f"it ended as {observed.state} without such a verdict: {pokes}")
     if endings and endings != pokes[-1:]:
         raise BrokenError(f"it continued after a verdict that ends it: {[poke.state for poke in pokes]}")
@@ -148,6 +155,22 @@ def _ends_with_what_it_read(trace: Trace, observed: Observed) -> None:
             observed.state == "success" and observed.rows != poke.rows
         ):
             raise BrokenError(f"{poke} made it {observed.state}: {observed.rows}")
+
+
+def _was_refused_again(trace: Trace, observed: Observed) -> None:
+    """Check that a wait which ended with a 403 of a firewall got one again after five minutes without an answer."""
+    wait, schedule = observed.wait, trace.schedule
+    since: float | None = None
+    for reply in trace.replies:
+        if reply.answered > observed.ended or not may_ask(schedule, wait, reply.record) or not _binds(reply, observed):
+            continue
+        if reply.status in {200, 404} and reply.record in wait.starts[-1:]:
+            since = None
+        elif "firewall" in reply.faults and reply.status == 403:
+            since = reply.answered if since is None else since
+            if reply.answered - since >= REPEATED - A_MOMENT:
+                return
+    raise BrokenError(f"it ended with a 403 that did not come again after {REPEATED} s")
 
 
 def _is_outcome(observed: Observed, reading: Reading) -> bool:
@@ -213,9 +236,11 @@ def may_ask_again(reply: Reply) -> float:
     """Return when the vendor may be asked again, with a simple reading of ``Retry-After``."""
     if reply.retry_after is None:
         return reply.answered
-    if reply.retry_after.isdigit():
-        return reply.answered + int(reply.retry_after)
-    return reply.answered + (parsedate_to_datetime(reply.retry_after) - reply.answered_on) / timedelta(seconds=1)
+    if reply.retry_after.endswith("GMT"):
+        asked = (parsedate_to_datetime(reply.retry_after) - reply.answered_on) / timedelta(seconds=1)
+    else:
+        asked = float(reply.retry_after)
+    return reply.answered + min(max(asked, 0.0), LONGEST_RETRY_AFTER)
 
 
 def _gives_the_vendor_its_time(trace: Trace) -> None:
@@ -251,6 +276,8 @@ def _pokes_at_its_pace(trace: Trace, observed: Observed) -> None:
 
     interval = max(wait.poke_interval, SHORTEST_PAUSE)
     events = POKES_FOR_AN_EVENT * sum(is_about(delivery.body, wait) for _, delivery in trace.recorded)
+    # An error uses up none of the pokes for an event.
+    events += sum(_is_failure(reply) for reply in trace.replies) if events else 0
     pokes = (
         [(ask.at, ask.restarts) for ask in observed.asks]
         if trace.mode == "deferred"
@@ -267,6 +294,31 @@ def _pokes_at_its_pace(trace: Trace, observed: Observed) -> None:
     ]
     if len(quick) > events:
         raise BrokenError(f"pauses of {quick}, not {interval}, of which webhooks explain {events}")
+
+
+def _is_failure(reply: Reply) -> bool:
+    return reply.status not in {200, 404} or (not reply.json and reply.status == 200) or "half" in reply.faults
+
+
+def _pokes_soon_after_an_event(trace: Trace, observed: Observed) -> None:
+    """Check that errors after an event do not put off the next poke by more than the back-off and the pauses."""
+    schedule, wait = trace.schedule, observed.wait
+    theirs = [reply for reply in trace.replies if reply.by.startswith("triggerer")]
+    for at, delivery in trace.recorded:
+        if delivery.how in {"dropped", "suppressed"} or not is_about(delivery.body, wait) or not observed.is_open(at):
+            continue
+        for one, two in pairwise([ask for ask in observed.asks if ask.at >= at]):
+            between = [reply for reply in theirs if one.at <= reply.sent < two.at]
+            own = [reply for reply in between if may_ask(schedule, wait, reply.record)]
+            if one.restarts != two.restarts or not own or not all(map(_is_failure, own)):
+                break
+            asked = max((may_ask_again(reply) for reply in theirs if reply.answered <= two.at), default=0.0)
+            # Errors of other waits may hold back all waits for as long again.
+            latest = max(one.at + _slowest_poke(schedule, wait), asked) + 2 * (LONGEST_BACKOFF + RESUME)
+            if two.at > latest + A_MOMENT:
+                raise BrokenError(
+                    f"after an event at {at:.3f} and an error it poked at {two.at:.3f}, not by {latest:.3f}"
+                )
 
 
 def is_about(body: dict[str, Any], wait: Wait) -> bool:
@@ -321,8 +373,8 @@ def _unreliable(schedule: Schedule, wait: Wait, true_since: float) -> Iterator[t
         if fault.call == "identity" and fault.kind in {"status", "garbage"}:
             continue  # the poke reads transactions/ instead
         too_slow = fault.kind == "delay" and _slowest(schedule) >= REQUEST_TIMEOUT
-        if too_slow or fault.kind in {"status", "reset", "half", "garbage", "redirect"}:
-            asked = float(fault.retry_after or 0)
+        if too_slow or fault.kind in {"status", "firewall", "reset", "half", "garbage", "redirect"}:
+            asked = min(max(float(fault.retry_after or 0), 0.0), LONGEST_RETRY_AFTER)
             yield fault.after, end, max(asked, 0.0 if fault.status == 404 else LONGEST_BACKOFF)
         if fault.kind == "stale":
             yield fault.after, min(end, true_since + _stalest(schedule)), 0.0
@@ -365,6 +417,8 @@ def _changes(trace: Trace, wait: Wait) -> Iterator[float]:
     for extra_row in schedule.extra_rows:
         yield extra_row.at
     yield from (frozen.at for frozen in schedule.frozen)
+    if "announced_until" in wait.gate:
+        yield wait.gate["announced_until"]
     if "link_id" in wait.gate:
         for row in trace.known(wait.starts[0], trace.over):
             at = (when(row, schedule.our_zone) - schedule.start) / timedelta(seconds=1)

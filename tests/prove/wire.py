@@ -27,6 +27,7 @@ from schedules import REQUEST_TIMEOUT
 
 from airflow_provider_bankconnect.hooks import transport
 from airflow_provider_bankconnect.sandbox.faults import Faults
+from airflow_provider_bankconnect.sandbox.models import plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from schedules import Schedule
     from simulated_time import Loop
 
+    from airflow_provider_bankconnect.sandbox import Fault
     from airflow_provider_bankconnect.sandbox.world import World
 
 RecordKey = tuple[str, str]
@@ -62,6 +64,11 @@ class Reply:
     def json(self) -> dict[str, Any]:
         """The answer, once it is there; empty for an error."""
         return json.loads(self.body) if self.status == 200 and self.body.startswith(b"{") else {}
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is an answer of a server or a firewall that says nothing of the records."""
+        return self.status >= 500 or self.status in {408, 425, 429} or "firewall" in self.faults
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -142,12 +149,8 @@ class Wire:
         reply.answered, reply.answered_on = self._loop.time(), datetime.now(UTC)
         if "reset" in active:
             return
-        if "status" in active:
-            fault = active["status"]
-            reply.status, reply.body = fault.status, b'{"detail": "on purpose"}'
-            if fault.retry_after is not None:
-                later = format_datetime(datetime.now(UTC) + timedelta(seconds=fault.retry_after), usegmt=True)
-                reply.retry_after = later if fault.retry_after_form == "date" else f"{fault.retry_after:g}"
+        if fault := active.get("status") or active.get("firewall"):
+            _fill_error(reply, fault)
             return
         if "redirect" in active or "garbage" in active:
             reply.status, reply.body = (302 if "redirect" in active else 200), b"<html>Please come back later</html>"
@@ -181,6 +184,17 @@ class Wire:
         return (404, {"detail": "Not found."}) if answer is None else (200, dict(answer))
 
 
+def _fill_error(reply: Reply, fault: Fault) -> None:
+    is_firewall, wait = fault.kind == "firewall", fault.retry_after
+    reply.status = 403 if is_firewall else fault.status
+    reply.body = b"<html>Forbidden</html>" if is_firewall else b'{"detail": "on purpose"}'
+    if isinstance(wait, str):
+        reply.retry_after = wait
+    elif wait is not None:
+        later = format_datetime(datetime.now(UTC) + timedelta(seconds=wait), usegmt=True)
+        reply.retry_after = later if fault.retry_after_form == "date" else plain(wait)
+
+
 @contextmanager
 def replaced(wire: Wire, process: Callable[[], str]) -> Iterator[None]:
     """Connect both libraries to this wire. ``process`` names the triggerer that asks."""
@@ -210,8 +224,7 @@ def replaced(wire: Wire, process: Callable[[], str]) -> Iterator[None]:
         stack.enter_context(patch.object(aiohttp, "ClientSession", Session))
         stack.enter_context(patch.object(transport, "_Connector", lambda **_: None))
         stack.enter_context(patch.object(requests.adapters.HTTPAdapter, "send", send))
-        for owner, name in ((ssl, "create_default_context"), (transport, "create_urllib3_context")):
-            stack.enter_context(patch.object(owner, name, _context))
+        stack.enter_context(patch.object(ssl, "create_default_context", _context))
         yield
 
 

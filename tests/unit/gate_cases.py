@@ -73,6 +73,8 @@ def expect_arguments(case: Case | ProgressCase | CustomerCase, now: datetime) ->
     arguments = dict(case.expect)
     if "since_ago" in arguments:
         arguments["since"] = now - timedelta(seconds=arguments.pop("since_ago"))
+    if "announced_for" in arguments:
+        arguments["announced_until"] = now + timedelta(seconds=arguments.pop("announced_for"))
     return arguments
 
 
@@ -926,6 +928,47 @@ CUSTOMER_CASES: Final = (
         (row("s1", "completed", ago=-6 * HOUR),),
         one(item("s2", "completed")),
         "timezone",
+    ),
+    # Statements that webhooks announced.
+    CustomerCase(
+        "a completed row is pending while an announced statement is in neither record",
+        (row("s1", "completed"),),
+        one(item("s2", "completed")),
+        "pending",
+        expect={"announced": ("s9",), "announced_for": HOUR},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "an old failed login is pending while an announced statement is in neither record",
+        (attempt(ago=HOUR),),
+        one(),
+        "pending",
+        expect={"announced": ("s9",), "announced_for": HOUR},
+        result=("",),
+    ),
+    CustomerCase(
+        "a completed row passes when each announced statement is in one of the records",
+        (row("s1", "completed"),),
+        one(item("s2", "completed")),
+        "passed",
+        expect={"announced": ("s1", "s2"), "announced_for": HOUR},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "an announced statement that is in progress keeps the customer pending",
+        (row("s1", "completed"),),
+        one(item("s2", "processing")),
+        "pending",
+        expect={"announced": ("s2",), "announced_for": HOUR},
+        result=("s1", "s2"),
+    ),
+    CustomerCase(
+        "a completed row passes when the time of an announced statement is over",
+        (row("s1", "completed"),),
+        one(),
+        "passed",
+        expect={"announced": ("s9",), "announced_for": -1},
+        result=("s1",),
     ),
     # The progress alone.
     CustomerCase(

@@ -21,6 +21,7 @@ from airflow_provider_bankconnect.api import (
     BankConnectCertificateError,
     BankConnectConnectionError,
     BankConnectError,
+    BankConnectForbiddenError,
     BankConnectHostError,
     BankConnectLimitError,
     BankConnectNotFoundError,
@@ -28,6 +29,7 @@ from airflow_provider_bankconnect.api import (
     BankConnectRateLimitError,
     BankConnectResponseError,
     BankConnectServerError,
+    BankConnectSettingsError,
     BankConnectTimezoneError,
     BankConnectTransientError,
     Entity,
@@ -592,21 +594,31 @@ def test_status_200_is_returned():
     assert check_status(ASKED, given) is given
 
 
-@pytest.mark.parametrize("encoding", [None, "", " ", "identity", " Identity "])
-def test_uncompressed_answer_is_returned(encoding):
+@pytest.mark.parametrize(
+    "encoding", [None, "", " ", "identity", " Identity ", "UTF-8", "none", "identity, identity", "utf8,", "S3cret"]
+)
+def test_answer_whose_encoding_is_no_compression_is_returned(encoding):
     given = Answer(200, b"x", encoding=encoding)
     assert check_status(ASKED, given) is given
 
 
 @pytest.mark.parametrize(
-    "encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "gzip, gzip", "S3cret"]
+    ("encoding", "shown"),
+    [
+        *((name, name) for name in ("gzip", "deflate", "br", "zstd", "compress", "x-gzip", "x-compress", "dcb", "dcz")),
+        ("GZIP", "gzip"),
+        ("identity, gzip", "gzip"),
+        ("gzip,gzip", "gzip"),
+        (" S3cret ,\tgzip, Br", "br, gzip"),
+    ],
 )
-def test_compressed_answer_is_refused(encoding):
+def test_compressed_answer_is_refused_with_its_compression(encoding, shown):
     """Its size after decompression is unknown."""
     with pytest.raises(BankConnectResponseError) as caught:
         check_status(ASKED, Answer(200, b"x", encoding=encoding))
     assert str(caught.value) == (
-        "some_call: HTTP 200, but compressed, which was not asked for: is there a proxy that compresses?"
+        f"some_call: HTTP 200, but compressed (Content-Encoding: {shown}), which was not asked for: "
+        "is there a proxy that compresses?"
     )
     assert caught.value.status == 200
 
@@ -620,6 +632,11 @@ KEYS = "some_call: HTTP {}: BankConnect refuses these keys. Check API Key and Se
 NOT_ENABLED = (
     "some_call: HTTP {}: BankConnect refuses these keys, or your account is not enabled for some_call. "
     "Check API Key and Server Hash of the connection; if other calls work, ask FinBox to enable this one"
+)
+REFUSED = b'{"detail": "Authentication credentials were not provided."}'
+FORBIDDEN = (
+    "some_call: HTTP 403: not in BankConnect's form: a firewall or a proxy on the way may have refused the request{}. "
+    "If it stays, check that this machine's address may call BankConnect, and the connection's keys"
 )
 REDIRECT = (
     "some_call: HTTP {}: a redirect, which is never followed: the keys would go with it. Check the connection's host"
@@ -635,17 +652,38 @@ REDIRECT = (
         (429, BankConnectRateLimitError, "some_call: HTTP {}: too many calls"),
         *(
             (status, BankConnectServerError, "some_call: HTTP {}: BankConnect failed")
-            for status in (500, 502, 503, 599)
+            for status in (408, 425, 500, 502, 503, 599)
         ),
         *((status, BankConnectResponseError, REDIRECT) for status in (300, 301, 302, 304, 307, 308, 399)),
         *(
             (status, BankConnectResponseError, "some_call: HTTP {}: expected 200")
-            for status in (100, 199, 201, 202, 204, 206, 299, 400, 405, 408, 410, 418, 428, 430, 499, 600, 999)
+            for status in (
+                100,
+                199,
+                201,
+                202,
+                204,
+                206,
+                299,
+                400,
+                405,
+                407,
+                409,
+                410,
+                418,
+                424,
+                426,
+                428,
+                430,
+                499,
+                600,
+                999,
+            )
         ),
     ],
 )
 def test_each_status_has_its_error(status, kind, message):
-    error = status_error(status)
+    error = status_error(status, body=REFUSED)
     assert type(error) is kind
     assert str(error) == message.format(status)
     assert error.status == status
@@ -654,14 +692,52 @@ def test_each_status_has_its_error(status, kind, message):
 @each_analysis
 def test_403_names_the_analysis_that_may_not_be_enabled(analysis):
     with pytest.raises(BankConnectAuthError) as caught:
-        check_status(first_request(api.get_analysis("e1", analysis)), answer(b"", 403))
+        check_status(first_request(api.get_analysis("e1", analysis)), answer(REFUSED, 403))
     assert str(caught.value).startswith(f"{analysis}: HTTP 403: ")
     assert f"your account is not enabled for {analysis}. " in str(caught.value)
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html><body>Forbidden</body></html>",
+        b"[]",
+        b'"detail"',
+        b"{}",
+        b'{"message": "Forbidden"}',
+        b'{"detail": null}',
+        b'{"detail": {"a": 1}}',
+        b"\xff",
+        b"{" * 1000,
+    ],
+)
+def test_403_that_has_not_the_documented_form_is_transient(body):
+    error = status_error(403, body=body)
+    assert type(error) is BankConnectForbiddenError
+    assert (str(error), error.status, error.retry_after) == (FORBIDDEN.format(""), 403, None)
+
+
+@pytest.mark.parametrize(
+    ("header", "asked", "seconds"), [("30", " (Retry-After: 30 s)", 30), ("0", "", None), ("soon", "", None)]
+)
+def test_403_with_a_retry_after_is_transient_whatever_its_body(header, asked, seconds):
+    error = status_error(403, header, REFUSED)
+    assert type(error) is BankConnectForbiddenError
+    assert (str(error), error.retry_after) == (FORBIDDEN.format(asked), seconds)
+
+
+@pytest.mark.parametrize("status", [401, 402])
+@pytest.mark.parametrize(("header", "body"), [("30", REFUSED), (None, b"<html></html>")])
+def test_401_and_402_are_final_in_any_form(status, header, body):
+    assert type(status_error(status, header, body)) is BankConnectAuthError
+
+
+@pytest.mark.parametrize(
     ("status", "message"),
     [
+        (408, "some_call: HTTP 408: BankConnect failed (Retry-After: 120 s)"),
+        (425, "some_call: HTTP 425: BankConnect failed (Retry-After: 120 s)"),
         (429, "some_call: HTTP 429: too many calls (Retry-After: 120 s)"),
         (503, "some_call: HTTP 503: BankConnect failed (Retry-After: 120 s)"),
     ],
@@ -691,13 +767,30 @@ def test_error_has_no_unreadable_retry_after(status, header):
         ("1", 1.0),
         (" 30 ", 30.0),
         ("007", 7.0),
-        ("1000000001", 1e9),
-        ("9" * 400, 1e9),
-        ("9" * 5000, 1e9),
+        ("3599", 3599.0),
+        ("3600", 3600.0),
+        ("3600.01", 3600.0),
+        ("999999", 3600.0),
+        ("1e+06", 3600.0),
+        ("9" * 400, 3600.0),
+        ("9" * 5000, 3600.0),
+        ("1e999", 3600.0),
         ("-5", None),
+        ("-8.5", None),
+        ("-0", None),
         ("+5", None),
-        ("1.5", None),
-        ("1e3", None),
+        ("8.5", 9.0),
+        ("8.0", 8.0),
+        ("0.001", 1.0),
+        ("0.0", None),
+        ("1e-999", None),
+        ("1e2", 100.0),
+        ("8.", None),
+        (".5", None),
+        ("1_0", None),
+        ("nan", None),
+        ("inf", None),
+        ("Infinity", None),
         ("٣", None),
         ("²", None),
         ("soon", None),
@@ -710,7 +803,8 @@ def test_error_has_no_unreadable_retry_after(status, header):
         ("Friday, 20-Nov-26 12:00:30 GMT", 30.0),
         ("Fri Nov 20 12:00:30 2026", 30.0),
         ("Fri, 20 Nov 2026 12:00:30 -0000", 30.0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 1e9),
+        ("Fri, 20 Nov 2026 13:00:01 GMT", 3600.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
         ("Fri, 31 Dec 99999 23:59:59 GMT", None),
         ("Fri, 20 Nov 2026 12:00:30 +9999", None),
         ("Fri, 20 Nov 2026", 0),
@@ -732,11 +826,12 @@ def test_retry_after_date_is_counted_from_the_time_of_the_answer():
 @given(
     st.text()
     | st.text("0123456789 :,-+.MonJaGTE", max_size=40)
+    | st.text("0123456789.eE+-", max_size=12)
     | st.from_regex(r"(Mon, )?\d{1,3}[ -](Jan|Feb|Dec)[ -]\d{1,6} \d{1,3}:\d\d(:\d{1,3})? ([+-]\d{1,6}|GMT|EST|[A-Z])?")
 )
 def test_any_retry_after_is_none_or_within_limits(header):
     seconds = retry_after_seconds(header, NOW)
-    assert seconds is None or 0 < seconds <= 1e9
+    assert seconds is None or 0 < seconds <= 3600
 
 
 # Back-off.
@@ -783,6 +878,8 @@ ERRORS = [
     BankConnectNotFoundError("m", status=404),
     BankConnectRateLimitError("m", status=429, retry_after=1.5),
     BankConnectServerError("m", status=500, retry_after=None),
+    BankConnectForbiddenError("m", status=403, retry_after=30),
+    BankConnectSettingsError("m"),
     BankConnectConnectionError("m", retry_after=3.0),
     BankConnectCertificateError("m"),
     BankConnectHostError("m"),
@@ -814,6 +911,7 @@ def test_transient_errors_have_a_retry_after():
     assert transient == {
         BankConnectRateLimitError,
         BankConnectServerError,
+        BankConnectForbiddenError,
         BankConnectConnectionError,
         BankConnectCertificateError,
         BankConnectHostError,
@@ -891,7 +989,7 @@ def test_no_error_quotes_a_body(data):
         assert error.__suppress_context__ or error.__context__ is None
 
 
-@pytest.mark.parametrize("status", [204, 301, 400, 401, 404, 429, 500])
+@pytest.mark.parametrize("status", [204, 301, 400, 401, 403, 404, 429, 500])
 def test_no_status_error_quotes_a_body(status):
     error = status_error(status, MARKER, MARKER.encode())
     assert MARKER not in f"{error} {error!r} {vars(error)}"

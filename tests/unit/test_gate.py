@@ -600,6 +600,7 @@ def test_statement_id_is_one_id_or_several(given, kept):
         ("2026-11-01T10:20:30.25+05:30", datetime(2026, 11, 1, 4, 50, 30, 250000, tzinfo=UTC)),
         ("2026-11-02", datetime(2026, 11, 2, tzinfo=UTC)),
         ("20261102T101112Z", datetime(2026, 11, 2, 10, 11, 12, tzinfo=UTC)),
+        (date(2026, 11, 1), datetime(2026, 11, 1, tzinfo=UTC)),
         (datetime(2026, 11, 1, 7), datetime(2026, 11, 1, 7, tzinfo=UTC)),  # noqa: DTZ001 - naive is the case
         (datetime(2026, 11, 1, 7, tzinfo=timezone(timedelta(hours=1))), datetime(2026, 11, 1, 6, tzinfo=UTC)),
     ],
@@ -625,7 +626,6 @@ UNREADABLE_SINCE = [
     "{{ ds }}",
     5,
     True,
-    date(2026, 11, 1),
 ]
 
 

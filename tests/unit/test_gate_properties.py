@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -406,6 +407,11 @@ def customer_naively(expect, rows, progress, now):
         return "timezone", None
     dated = rule_4_states(considered)
     undated = only_in_progress(expect, rows, progress)
+    if expect.announced_until is not None and now < expect.announced_until:
+        there = {row.statement_id for row in rows if row.link_id == expect.link_id}
+        there |= {one.statement_id for of, its in progress.items() if expect.entity_id in (None, of) for one in its}
+        if not there.issuperset(expect.announced):
+            return "pending", None
     going = {entity for entity, its in naive_progress(expect, progress).items() if "in progress" in its.values()}
     going |= {entity for entity, its in dated.items() if "in progress" in {word for _, word in its.values()}}
     needed = expect.expected_statements if expect.statement_id is None else len(set(expect.statement_id))
@@ -459,8 +465,22 @@ def check_with_the_naive_customer(expect, rows, progress, now):
         assert times == sorted(times, reverse=True), "newest first, and then those without a time"
 
 
+@st.composite
+def announcements(draw):
+    """Draw the expectation of a run that webhooks started: they announced some statements."""
+    announced = draw(st.lists(st.sampled_from(["s1", "s1", "s2", "s9"]), unique=True))
+    until = draw(st.none() | st.integers(0, 14).map(lambda count: BASE + seconds(count)))
+    return replace(draw(expectations()), announced=tuple(announced), announced_until=until)
+
+
 @settings(often, max_examples=800)
-@given(expectations(), customer_histories, st.lists(ahead_rows, max_size=1), customer_progress, moments)
+@given(
+    expectations() | announcements(),
+    customer_histories,
+    st.lists(ahead_rows, max_size=1),
+    customer_progress,
+    moments,
+)
 def test_a_customer_verdict_equals_that_of_a_naive_implementation(expect, rows, ahead, progress, now):
     check_with_the_naive_customer(expect, [*rows, *ahead], progress, now)
 
@@ -585,6 +605,16 @@ def test_the_customers_above_reach_every_state_often():
         lambda *given: judge_customer(*given).state,
     )
     assert min(seen[state] for state in ("pending", "passed", "failed")) >= 0.05 * seen.total()
+
+
+def test_the_announcements_above_often_keep_a_customer_pending_that_would_pass():
+    def kept(expect, rows, progress, now):
+        without = replace(expect, announced=())
+        states = (judge_customer(one, rows, progress, now).state for one in (without, expect))
+        return tuple(states)
+
+    seen = frequencies(st.tuples(announcements(), customer_histories, customer_progress, moments), kept)
+    assert seen["passed", "pending"] >= 0.02 * seen.total()
 
 
 def test_the_customers_above_often_pass_by_both_records_together():

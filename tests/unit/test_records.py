@@ -74,7 +74,7 @@ def poke(gate, given):
 def refused(request, status):
     """Return the error of a status, as the hooks get it."""
     with pytest.raises(api.BankConnectError) as caught:
-        api.check_status(request, api.Answer(status, b""))
+        api.check_status(request, api.Answer(status, b'{"detail": "On purpose."}'))
     return caught.value
 
 
@@ -252,7 +252,13 @@ def test_refused_keys_and_too_many_calls_end_the_poke(status, kind):
 
 
 @pytest.mark.parametrize(
-    "error", [api.BankConnectServerError("500", status=500), api.BankConnectConnectionError("reset")], ids=repr
+    "error",
+    [
+        api.BankConnectServerError("500", status=500),
+        api.BankConnectForbiddenError("403", status=403),
+        api.BankConnectConnectionError("reset"),
+    ],
+    ids=repr,
 )
 def test_a_fault_of_identity_alone_does_not_hold_up_the_wait(error):
     gate = transactions()

@@ -8,8 +8,9 @@ import pytest
 
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.gate import Expectation, Row, Verdict
+from airflow_provider_bankconnect.pause import Pause, SharedPause
 from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate, Records
-from airflow_provider_bankconnect.wait import End, Pause, Poke, SharedPause, TestCall, Wait, WaitArguments
+from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
 
 NOW = datetime(2026, 11, 28, 20, 41, tzinfo=UTC)
 GATE = HistoryGate(Expectation(link_id="loan-4711"))
@@ -165,6 +166,68 @@ def test_a_wrong_certificate_or_host_ends_the_wait_at_its_first_poke_only(kind):
 def test_with_silent_fail_no_error_is_final():
     one = poked(wait(silent_fail=True), api.BankConnectAuthError("no"))
     assert next_poke(one) == 60
+    poked(one, api.BankConnectForbiddenError("no"), begins=60)
+    poked(one, api.BankConnectForbiddenError("no"), begins=360)
+    assert next_poke(one, 360) == 420
+
+
+doubtful = pytest.mark.parametrize("kind", [api.BankConnectForbiddenError, api.BankConnectSettingsError])
+
+
+@doubtful
+@pytest.mark.parametrize("is_new", [False, True])
+def test_an_error_that_may_be_final_is_final_when_it_comes_again_after_five_minutes(kind, is_new):
+    error = kind("why")
+    one = poked(wait(is_new=is_new), error)
+    assert next_poke(one) == 60
+    poked(one, error, begins=299)
+    assert isinstance(one.next(at(299)), Poke)
+    poked(one, error, begins=300)
+    assert one.next(at(300)) == End("error", "why", error=error)
+
+
+@doubtful
+@pytest.mark.parametrize("between", [PENDING, NOT_FOUND], ids=["answer", "404"])
+def test_an_answer_between_two_such_errors_starts_the_five_minutes_anew(kind, between):
+    one = poked(wait(), kind("why"))
+    poked(one, between, begins=200)
+    poked(one, kind("why"), begins=210)
+    poked(one, kind("why"), begins=509)
+    assert not isinstance(one.next(at(509)), End)
+    poked(one, kind("why"), begins=510)
+    assert one.next(at(510)).status == "error"
+
+
+@doubtful
+def test_another_error_between_two_such_errors_changes_nothing(kind):
+    one = poked(wait(), kind("why"))
+    poked(one, api.BankConnectServerError("x"), begins=200)
+    assert isinstance(one.next(at(300)), Poke)
+    poked(one, api.BankConnectServerError("x"), begins=300)
+    assert isinstance(one.next(at(300)), Poke)
+    poked(one, kind("why"), begins=301)
+    assert one.next(at(301)).status == "error"
+
+
+# New network connections
+
+
+def test_after_three_errors_in_a_row_a_poke_needs_a_new_connection():
+    one, needs = wait(), []
+    for number in range(4):
+        poked(one, api.BankConnectServerError("x"), begins=60 * number)
+        needs.append(one.needs_new_connection(at(60 * number)))
+    assert needs == [False, False, True, True]
+    poked(one, begins=300)
+    assert not one.needs_new_connection(at(300))
+
+
+def test_after_five_minutes_of_404_a_poke_needs_a_new_connection():
+    one = poked(wait(), NOT_FOUND)
+    assert not one.needs_new_connection(at(299))
+    assert one.needs_new_connection(at(300))
+    poked(one, begins=300)
+    assert not one.needs_new_connection(at(900))
 
 
 # Verdicts
@@ -232,13 +295,13 @@ def test_an_answer_of_another_wait_is_not_the_last_poke():
 @pytest.mark.parametrize(("seconds", "is_made"), [(599.0, False), (600.0, False), (601.0, True)])
 def test_a_pause_of_at_most_ten_minutes_leaves_out_the_last_poke(seconds, is_made):
     for one in (poked(wait(timeout=100), rate_limited(seconds)), poked(wait(timeout=100))):
-        one.paused(Pause(seconds, at(seconds)))
+        one.paused(Pause(seconds, at(seconds)), NOW)
         assert isinstance(one.next(at(100)), Poke if is_made else End)
 
 
 def test_a_pause_that_is_over_leaves_out_nothing():
     one = poked(wait(timeout=100), rate_limited(50.0))
-    one.paused(Pause(100.0, at(100)))
+    one.paused(Pause(100.0, at(100)), at(50))
     assert isinstance(one.next(at(100)), Poke)
 
 
@@ -249,6 +312,58 @@ def test_a_timeout_names_the_errors_since_the_last_verdict():
     assert one.next(at(100)).because == (
         "0 of 1 statement completed; then 2 errors in a row, the last: BankConnectServerError: HTTP 503"
     )
+
+
+HELD = "BankConnect asked for a pause of {} s (Retry-After): {} held until {}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "shared", "who"),
+    [
+        (3600.0, None, "this wait is"),
+        (0.0, 3600.0, "all waits of the connection are"),
+        (50.0, 3600.0, "all waits of the connection are"),
+    ],
+)
+def test_a_timeout_names_a_pause_that_is_not_over(asked, shared, who):
+    one = poked(wait(timeout=100), rate_limited(asked) if asked else PENDING)
+    if shared:
+        one.paused(Pause(shared, at(shared)), NOW)
+    one.begin(at(100))
+    because = one.next(at(160)).because
+    assert because.startswith(HELD.format(3600, who, "21:41 UTC") + ". Before that: ")
+    assert one.seen in because
+
+
+def test_a_timeout_does_not_name_a_pause_that_is_over():
+    one = poked(wait(timeout=100), rate_limited(99.0))
+    poked(one, begins=100)
+    assert one.next(at(100)).because == one.seen
+
+
+def test_a_long_pause_is_logged_once_by_each_wait():
+    one = wait()
+    one.paused(Pause(3600.0, at(3600)), NOW)
+    one.paused(Pause(3600.0, at(3600.9)), at(60))
+    assert one.take_lines() == [("warning", HELD.format(3600, "all waits of the connection are", "21:41 UTC"))]
+    one.paused(Pause(3600.0, at(3661.0)), at(61))
+    assert texts(one) == [HELD.format(3600, "all waits of the connection are", "21:42 UTC")]
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(60.0, 0), (61.0, 1)])
+def test_a_pause_of_a_minute_is_not_logged(seconds, lines):
+    one = wait()
+    one.paused(Pause(seconds, at(seconds)), NOW)
+    assert len(one.take_lines()) == lines
+
+
+def test_an_error_with_a_long_pause_is_logged_in_a_streak_too():
+    one = poked(poked(wait(), api.BankConnectServerError("x")), rate_limited(60.0), begins=60)
+    one.take_lines()
+    poked(one, rate_limited(61.0), begins=120)
+    assert texts(one) == [
+        "The wait continues after an error: BankConnectRateLimitError: webhook_payloads: HTTP 429; next check 20:44 UTC"
+    ]
 
 
 def test_a_timeout_without_any_answer_says_so():
@@ -294,7 +409,7 @@ def test_during_a_pause_no_test_call_is_made_at_the_deadline(shared):
     poked(one, begins=100, outcome=PENDING if shared else rate_limited(601.0))
     if shared:
         one.failed(NOT_FOUND, at(100), 0.0)
-        one.paused(Pause(601.0, at(701)))
+        one.paused(Pause(601.0, at(701)), at(100))
     assert one.next(at(100)).status == "timeout"
 
 
@@ -524,13 +639,36 @@ def test_the_pokes_for_an_event_do_not_lengthen_the_exponential_backoff():
     assert next_poke(one, 37) == 37 + 60
 
 
-def test_an_error_after_an_event_is_followed_by_the_back_off_and_keeps_the_short_intervals_for_later():
-    one = poked(wait(poke_interval=30.0))
+def test_errors_after_an_event_are_followed_by_the_back_off_and_keep_the_short_intervals():
+    one, times = poked(wait(poke_interval=600.0)), []
     one.notified(at(10))
-    poked(one, api.BankConnectServerError("x"), begins=10)
-    assert next_poke(one, 10) == 40
-    poked(one, begins=40)
-    assert next_poke(one, 40) == 42
+    poked(one, api.BankConnectServerError("x"), begins=10, dice=0.9)
+    for begins, dice in ((12, 0.9), (14, 0.9), (17.6, 0.9)):
+        times.append(next_poke(one, begins))
+        poked(one, api.BankConnectConnectionError("x"), begins=begins, dice=dice)
+    times.append(next_poke(one, 17.6))
+    assert times == pytest.approx([12, 14, 17.6, 17.6 + 0.9 * 8])
+    poked(one, begins=30)
+    assert next_poke(one, 30) == 32, "no answer has used up a short interval yet"
+
+
+def test_an_error_after_an_event_with_a_retry_after_is_followed_by_its_pause():
+    one = poked(wait(poke_interval=600.0))
+    one.notified(at(10))
+    poked(one, rate_limited(45.0), begins=10)
+    assert next_poke(one, 10) == 55
+
+
+def test_pokes_after_an_event_and_an_error_do_not_lengthen_the_exponential_backoff():
+    one = poked(wait(exponential_backoff=True))
+    one.notified(at(10))
+    for begins in (10, 12, 14):
+        poked(one, api.BankConnectServerError("x"), begins=begins)
+    for begins in (16, 18, 23):
+        poked(one, begins=begins)
+    assert next_poke(one, 43) == 43
+    poked(one, begins=43)
+    assert next_poke(one, 43) == 43 + 60
 
 
 def test_an_event_wakes_no_wait_in_its_first_five_seconds_in_the_triggerer():
