@@ -235,10 +235,11 @@ class Live:
 class Postgres:
     """A PostgreSQL with a new database, removed when the ``with`` ends. Root runs it as another user: it refuses root.
 
+    :param copy_of: data directory of a stopped server, to begin with a copy of its databases.
     :raises LiveError: its server programs are not found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, copy_of: Path | None = None) -> None:
         named = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)]
         programs = next((Path(program).resolve().parent for program in named if program), None)
         if programs is None or not (programs / "postgres").exists():
@@ -254,14 +255,18 @@ class Postgres:
         self.url = f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
         self._folder = Path(tempfile.mkdtemp(prefix="bankconnect-postgres-"))
         processes.remove_at_the_end(self._folder)
+        self._copy_of = copy_of
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        if self._copy_of:
+            shutil.copytree(self._copy_of, self.data)
         if self._as:
-            shutil.chown(self._folder, self._as["user"], self._as["group"])
-        self._run("initdb", "-D", str(self._data), "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync").wait(
-            PATIENCE
-        )
+            for path in (self._folder, *self._folder.rglob("*")):
+                shutil.chown(path, self._as["user"], self._as["group"])
+        if not self._copy_of:
+            command = ("initdb", "-D", str(self.data), "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync")
+            self._run(*command).wait(PATIENCE)
         self.start()
         return self
 
@@ -275,7 +280,7 @@ class Postgres:
         :raises LiveError: it does not accept connections in time.
         """
         socket_options = ("-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200")
-        self._process = self._run("postgres", "-D", str(self._data), "-F", *socket_options)
+        self._process = self._run("postgres", "-D", str(self.data), "-F", *socket_options)
         deadline = time.monotonic() + PATIENCE
         while not self._is_ready():
             if time.monotonic() > deadline or self._process.poll() is not None:
@@ -290,7 +295,8 @@ class Postgres:
             self._process = None
 
     @property
-    def _data(self) -> Path:
+    def data(self) -> Path:
+        """The data directory."""
         return self._folder / "data"
 
     def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -23,7 +23,7 @@ CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), sh
 _HOW = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --disable-default-apps "
-    "--force-device-scale-factor=1 --window-size=1120,1340 --lang=en-US"
+    "--force-device-scale-factor=1 --window-size=1120,1340 --lang=en-US --force-prefers-reduced-motion"
 )
 _MOVING = """return document.getAnimations().some(
     one => one.playState === "running" && one.effect.getTiming().iterations !== Infinity)"""
@@ -55,7 +55,7 @@ class ConnectionsPage:
     def until(self, happened: Callable[[], Any]) -> Any:
         """Wait for a true value and return it. Elements that the page redraws meanwhile are found again."""
         waiting = WebDriverWait(
-            self._browser, _LONGEST, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
+            self._browser, _LONGEST, poll_frequency=0.25, ignored_exceptions=[StaleElementReferenceException]
         )
         return waiting.until(lambda _: happened())
 

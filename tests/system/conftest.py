@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import shutil
+from functools import partial
 
 import pytest
+import templates
 from homes import IN_POKE_MODE, QUICK, REGISTER, WAIT, Home
 
 from airflow_provider_bankconnect.sandbox import Sandbox
@@ -31,23 +32,14 @@ TWO_TRIES = {"poke_interval=30": "poke_interval=1, retries=1, retry_delay=timede
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory):
-    """Create an Airflow database once. Tests copy this home and do not run it."""
-    home = Home(tmp_path_factory.mktemp("migrated"))
-    with home.job("db", "migrate") as job:
-        assert job.finish() == 0, job.output[-4000:]
-    return home
+    """An Airflow home with a database. Tests copy it and do not run it."""
+    return Home(templates.sqlite(tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
-def new_home(migrated, tmp_path_factory):
+def new_home(tmp_path_factory):
     """Make a new Airflow home, with its own settings."""
-
-    def make(**settings: str) -> Home:
-        home = Home(tmp_path_factory.mktemp("airflow"), **settings)
-        shutil.copytree(migrated.path, home.path)
-        return home
-
-    return make
+    return partial(templates.new_home, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The example DAGs with ``airflow dags test``, deferred, against the sandbox over TLS."""
+"""The example DAGs, as ``airflow dags test`` runs them, deferred, against the sandbox over TLS.
+
+The command itself is run by ``tests/browser``, by ``make readme`` and by ``make matrix``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from homes import QUICK, REGISTER, WAIT
+from homes import REGISTER, WAIT
 from leaks import find_leaks
 
 from airflow_provider_bankconnect.sandbox import Fault, Statement
@@ -26,25 +29,22 @@ def test_endpoint_is_registered_once_in_the_mode_that_sends_webhooks_for_pdfs_to
     assert home.xcoms(REGISTER) == {}
 
 
-def test_gate_passes_on_the_statement_after_a_failed_login_and_the_next_task_runs(new_home, box):
-    home = new_home()
-    home.add_example(WAIT, QUICK)
+def test_gate_passes_on_the_statement_after_a_failed_login_and_the_next_task_runs(shared, home, box):
     link = "loan 4711/März & co?"
     box.play(Statement(link_id=link, entity_id="customer", statement_id="last-month", after=-30 * 86_400))
     since = datetime.now(UTC) - timedelta(seconds=5)
-    conf = json.dumps({"link_id": link, "since": since.isoformat()})
 
-    with home.job("dags", "test", WAIT, "--conf", conf, connection=box.connection) as job:
-        # The second poke is the first of the deferred wait.
-        job.until(lambda: len(box.calls("webhook_payloads")) >= 2)
-        earliest = datetime.now(UTC)
-        box.play(Statement(link_id=link, entity_id="customer", statement_id="", progress="failed", after=1))
-        box.play(Statement(link_id=link, entity_id="customer", statement_id="this-month", after=2.5, transactions=17))
-        latest = datetime.now(UTC)
-        assert job.finish() == 0, job.output[-4000:]
+    shared.start(WAIT, box.connection, {"link_id": link, "since": since.isoformat()})
+    # The second poke is the first of the deferred wait.
+    shared.until(lambda: len(box.calls("webhook_payloads")) >= 2)
+    earliest = datetime.now(UTC)
+    box.play(Statement(link_id=link, entity_id="customer", statement_id="", progress="failed", after=1))
+    box.play(Statement(link_id=link, entity_id="customer", statement_id="this-month", after=2.5, transactions=17))
+    latest = datetime.now(UTC)
+    run = shared.result()
 
-    assert home.state_of(WAIT) == "success"
-    pushed = home.xcoms(WAIT)
+    assert run.state == "success"
+    pushed = home.xcoms(WAIT, run.run_id)
     [row] = pushed.pop(("wait_for_statement", "return_value"))
     assert list(row) == ROW
     written = datetime.fromisoformat(row.pop("date_time"))

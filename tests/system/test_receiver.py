@@ -11,12 +11,14 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
 import pytest
 import requests
+import templates
 from homes import ROOT
 from leaks import files_in, leaks_in, of_row
 from live import Live, LiveError, Postgres
@@ -32,7 +34,7 @@ pytestmark = [
 ]
 
 FULL = os.environ.get("BANKCONNECT_RECEIVER") == "full"
-SIZE = SimpleNamespace(stuck=20, at_once=50, kills=10) if FULL else SimpleNamespace(stuck=3, at_once=10, kills=1)
+SIZE = SimpleNamespace(stuck=20, at_once=50, kills=10) if FULL else SimpleNamespace(stuck=3, at_once=6, kills=1)
 # Only ends a hang. On a busy machine, a task takes a minute to import Airflow.
 PATIENCE = 1800.0
 TOKEN, PREVIOUS = "planted-token-9f2c51d7e0", "previous-planted-3b77a0c4"
@@ -71,13 +73,14 @@ class World:
     live: Live
     port: int
 
+    @cached_property
+    def _connection(self) -> Any:
+        connection = psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname="postgres")
+        connection.autocommit = True
+        return connection
+
     def query(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
-        with (
-            contextlib.closing(
-                psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname="postgres")
-            ) as connection,
-            connection.cursor(cursor_factory=RealDictCursor) as cursor,
-        ):
+        with self._connection.cursor(cursor_factory=RealDictCursor) as cursor:
             cursor.execute(sql, parameters)
             return [dict(row) for row in cursor.fetchall()]
 
@@ -147,7 +150,7 @@ def world(tmp_path_factory):
         (dags / f"{name}.py").write_text(text, encoding="utf-8")
     (dags / "listener.py").write_text(LISTENER_DAG, encoding="utf-8")
     try:
-        postgres = Postgres()
+        postgres = Postgres(copy_of=templates.postgres(tmp_path_factory))
     except LiveError as error:
         pytest.skip(str(error))
     with postgres, Sandbox(webhook_retries=1800) as box:
@@ -155,18 +158,22 @@ def world(tmp_path_factory):
             "AIRFLOW_CONN_BANKCONNECT_DEFAULT": box.connection_json,
             "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN,
             "AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN_PREVIOUS": PREVIOUS,
+            # The DAGs do not change: parsing them again and again would take a third of a processor.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
         }
         certificate = box.issue_certificate(home)
         with Live(
             home, dags, database=postgres.url, certificate=certificate, trust=box.ca_file, settings=settings
         ) as live:
-            live.airflow("db", "migrate")
             live.start()
             live.wait_until_up(PATIENCE)
             live.wait_until_known(ON_WEBHOOK, CATCH_UP, WAIT, LISTENER, seconds=PATIENCE)
             for dag_id in (ON_WEBHOOK, CATCH_UP, WAIT, LISTENER):
                 live.unpause(dag_id)
             yield World(box, live, postgres.port)
+            # Some parts take 20 seconds to stop.
+            for part in list(live.parts):
+                live.kill(part)
 
 
 def all_at_once(send, sent):

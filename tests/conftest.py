@@ -1,0 +1,80 @@
+"""What all tests have in common: the order of the files, and a garbage collector that skips Airflow's objects."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from xdist.scheduler import Scheduling
+
+# The files that take longest come first: begun last, they would keep one process busy after the others have ended.
+SLOW = (
+    "system/test_receiver.py",
+    "system/test_secrets.py",
+    "browser/test_connection_form.py",
+    "system/test_main_dag.py",
+    "system/test_faulty_days.py",
+    "docs/test_docs.py",
+    "receiver/test_bad_input.py",
+    "receiver/test_events.py",
+    "receiver/test_listener.py",
+    "receiver/test_operators.py",
+    "integration/test_hostile_answers.py",
+    "integration/test_rules_in_all_modes.py",
+    "integration/test_deferred_wait.py",
+    "integration/test_poller_counts.py",
+    "unit/test_gate_properties.py",
+    "prove/test_proof.py",
+)
+# Files that run in one process, one after another, because they share an Airflow that takes many seconds to start.
+TOGETHER = ("system/test_main_dag.py", "system/test_faulty_days.py")
+_modules_at_last_freeze = 0
+
+
+def short(path: str) -> str:
+    """Return the last folder and the name of a file."""
+    return "/".join(path.split("/")[-2:])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow files first. `make test` hands the files to its processes in this order."""
+    ranks = {name: rank for rank, name in enumerate(SLOW)}
+    items.sort(key=lambda item: ranks.get(short(item.path.as_posix()), len(SLOW)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Make ``--dist loadfile`` keep the order of the files, and the files of :data:`TOGETHER` together."""
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 - only where pytest-xdist is installed
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+
+    class InOrder(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER[0] if short(file) in TOGETHER else file
+
+    # It would begin with the files that have the most tests, which are the quickest ones.
+    config.option.loadscopereorder = False
+    return InOrder(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Exclude what imports have left from garbage collection: many tests collect, and Airflow has a million objects."""
+    global _modules_at_last_freeze  # noqa: PLW0603 - pytest calls functions
+    if len(sys.modules) > _modules_at_last_freeze + 20:
+        gc.collect()
+        gc.freeze()
+        _modules_at_last_freeze = len(sys.modules)
+
+
+def pytest_sessionfinish() -> None:
+    """Let pytest's last collection find all."""
+    gc.unfreeze()
