@@ -35,8 +35,12 @@ def running(tmp_path, *arguments):
     ready = tmp_path / "connection.json"
     output = tmp_path / "output"
     with output.open("w") as file:
+        # Under nohup it would inherit that SIGHUP is ignored.
         process = subprocess.Popen(
-            [*COMMAND, "--port", "0", "--connection-file", ready, *arguments], stdout=file, stderr=subprocess.STDOUT
+            [*COMMAND, "--port", "0", "--connection-file", ready, *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - it calls nothing else
         )
         try:
             until = time.monotonic() + 120
