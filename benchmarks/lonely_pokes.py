@@ -1,4 +1,4 @@
-"""One wait, whose time is simulated: it passes while nothing is in flight, and stands still otherwise."""
+"""One wait, or a few, whose time is simulated: it passes while nothing is in flight, and stands still otherwise."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Now(datetime):
 
 
 class Lonely:
-    """An event loop with one wait."""
+    """An event loop with one wait, or a few."""
 
     def __init__(self) -> None:
         self._loop = asyncio.SelectorEventLoop(Clock())
@@ -87,15 +87,20 @@ class Lonely:
         """Return the path of the measured package."""
         return str(airflow_provider_bankconnect.__file__)
 
-    def wait(self, interval: float, *, anew: bool = False) -> tuple[int, float]:
+    def wait(self, interval: float, *, waits: int = 1, anew: bool = False) -> tuple[int, float]:
         """Wait six hours; return the pokes and their CPU seconds. ``anew``: each poke on a new connection."""
         self._anew, self._pokes = anew, 0
         before = time.process_time()
-        self._loop.run_until_complete(self._wait(interval))
+        self._loop.run_until_complete(self._all(interval, waits))
         return self._pokes, time.process_time() - before
 
-    async def _wait(self, interval: float) -> None:
-        async for event in history_wait("bench-0", interval, expected_statements=1_000_000).run():
+    async def _all(self, interval: float, waits: int) -> None:
+        await asyncio.gather(*(self._wait(f"bench-{number}", interval, number / waits) for number in range(waits)))
+
+    async def _wait(self, link: str, interval: float, part: float) -> None:
+        # Evenly spread, as the pokes of many waits are after a while.
+        await asyncio.sleep(part * interval)
+        async for event in history_wait(link, interval, expected_statements=1_000_000).run():
             if event.payload["status"] != "timeout":
                 raise RuntimeError(str(event.payload))
             return

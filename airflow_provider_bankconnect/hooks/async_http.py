@@ -66,9 +66,9 @@ class AsyncTrip:
 
     def proceed(self) -> None:
         """Leave a step in time."""
-        self.step = ""
-        if self.timer is not None:
+        if self.step and self.timer is not None:
             self.timer.reschedule(self.end)
+        self.step = ""
 
     def take_another_way(self, error: BaseException, kept: KeptConnections) -> bool:
         """Return whether the request should be sent again: a step took too long, or a kept connection broke."""
