@@ -19,6 +19,8 @@ class Pause(NamedTuple):
     until: datetime
 
 
+# Only a pause of at most this many seconds keeps the last poke of a wait from being made.
+LONGEST_LAST_PAUSE: Final = 600.0
 NO_PAUSE: Final = Pause(0.0, datetime(1970, 1, 1, tzinfo=UTC))
 
 
@@ -31,8 +33,9 @@ class SharedPause:
 
     def __init__(self) -> None:
         self.resume_at = 0.0
-        # Of the last pause that BankConnect asked for. Our own back-off is none.
-        self.seconds = self.asked_until = 0.0
+        # The seconds and the end of pauses that BankConnect asked for: of the one that ends last, and of the one that
+        # ends last of those that keep last pokes from being made. Our own back-off is none.
+        self.asked: list[tuple[float, float]] = []
         self._errors = 0
 
     def succeeded(self) -> None:
@@ -47,7 +50,9 @@ class SharedPause:
         failures = self._errors - STREAK + 1
         if retry_after is None and (failures < 1 or not is_new):
             return
-        if retry_after is not None and now + retry_after >= self.asked_until:
-            self.seconds, self.asked_until = retry_after, now + retry_after
+        if retry_after is not None:
+            pauses = [*self.asked, (retry_after, now + retry_after)]
+            short = [one for one in pauses if one[0] <= LONGEST_LAST_PAUSE]
+            self.asked = [max(some, key=lambda one: one[1]) for some in (pauses, short) if some]
         pause = api.backoff(max(failures, 1), jitter=dice, retry_after=retry_after)
         self.resume_at = max(self.resume_at, now + pause)

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.expectation import check_on_failed
 from airflow_provider_bankconnect.gate import OnFailed, Row, Verdict
-from airflow_provider_bankconnect.pause import NO_PAUSE, STREAK, Pause
+from airflow_provider_bankconnect.pause import LONGEST_LAST_PAUSE, NO_PAUSE, STREAK, Pause
 from airflow_provider_bankconnect.words import clock, in_short, not_yet
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 MIN_INTERVAL: Final = 1.0
 # The last poke may take this many seconds; Airflow's own deferral timeout is two minutes after the deadline.
 LAST_POKE_SECONDS: Final = 60.0
-# Only a pause of at most this many seconds keeps the last poke from being made.
-LONGEST_LAST_PAUSE: Final = 600.0
 # After a restart of the triggerer the overdue pokes of all waits are spread over this many seconds.
 SPREAD_SECONDS: Final = 60.0
 # An event wakes no wait in its first seconds in the triggerer: a task that returns before the scheduler has seen it
@@ -140,7 +138,7 @@ class Wait:
         self._is_new, self._is_in_full = is_new, arguments.get("in_full", False)
         self._next_poke = _moment(arguments.get("next_poke") or now)
         self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or NO_PAUSE.until))
-        self._shared_pause = NO_PAUSE
+        self._shared_pause = self._short_pause = NO_PAUSE
         self._rested, self._settled = NO_PAUSE.until, now
         # Pokes that an event made earlier do not count for exponential_backoff: events must not lengthen its pauses.
         self._paced = self.pokes
@@ -280,7 +278,9 @@ class Wait:
     def paused(self, pause: Pause, now: datetime) -> None:
         """Take note of a pause that BankConnect asked of any wait of the connection: it holds for all."""
         is_new = (pause.until - self._shared_pause.until).total_seconds() > MIN_INTERVAL
-        self._shared_pause = pause
+        self._shared_pause = max(self._shared_pause, pause, key=_end_of)
+        if pause.seconds <= LONGEST_LAST_PAUSE:
+            self._short_pause = max(self._short_pause, pause, key=_end_of)
         if is_new and pause.seconds > api.MAX_BACKOFF:
             self._log("warning", self._held(pause, now))
 
@@ -346,7 +346,7 @@ class Wait:
         return Poke(at, at + timedelta(seconds=LAST_POKE_SECONDS), is_last=True)
 
     def _longest_pause(self) -> Pause:
-        return max(self._pause, self._shared_pause, key=lambda pause: pause.until)
+        return max(self._pause, self._shared_pause, key=_end_of)
 
     def _held(self, pause: Pause, now: datetime) -> str:
         who = "all waits of the connection are" if self._shared_pause.until > now else "this wait is"
@@ -355,7 +355,7 @@ class Wait:
 
     def _is_last_poke_paused(self, now: datetime) -> bool:
         return any(
-            pause.seconds <= LONGEST_LAST_PAUSE and now < pause.until for pause in (self._pause, self._shared_pause)
+            pause.seconds <= LONGEST_LAST_PAUSE and now < pause.until for pause in (self._pause, self._short_pause)
         )
 
     def _wants_test(self, now: datetime) -> bool:
@@ -382,6 +382,10 @@ class Wait:
 
     def _log(self, level: Literal["info", "warning"], text: str) -> None:
         self._lines.append((level, text))
+
+
+def _end_of(pause: Pause) -> datetime:
+    return pause.until
 
 
 def _moment(value: datetime | str) -> datetime:

@@ -106,7 +106,7 @@ class _BankConnectTrigger(BaseTrigger):
                 if events != poller.events_seen(self.gate):
                     events = poller.events_seen(self.gate)
                     wait.notified(now)
-                if (pause := poller.pause) is not None:
+                for pause in poller.pauses(now):
                     wait.paused(pause, now)
                 action = wait.next(now)
                 for level, text in wait.take_lines():

@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -89,11 +89,10 @@ class Poller:
         """Whether the connection has been read."""
         return self._hook.connected
 
-    @property
-    def pause(self) -> Pause | None:
-        """The pause that BankConnect has asked for, if it is not over."""
-        left = self._pause.asked_until - self._loop.time()
-        return Pause(self._pause.seconds, datetime.now(UTC) + timedelta(seconds=left)) if left > 0 else None
+    def pauses(self, now: datetime) -> list[Pause]:
+        """Return the pauses that BankConnect has asked for and that are not over."""
+        left = [(seconds, until - self._loop.time()) for seconds, until in self._pause.asked]
+        return [Pause(seconds, now + timedelta(seconds=more)) for seconds, more in left if more > 0]
 
     @property
     def is_held(self) -> bool:

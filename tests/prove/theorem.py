@@ -5,6 +5,7 @@ It uses the vendor's answers (read by ``naive``), the vendor's records and the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -239,7 +240,8 @@ def may_ask_again(reply: Reply) -> float:
     if reply.retry_after.endswith("GMT"):
         asked = (parsedate_to_datetime(reply.retry_after) - reply.answered_on) / timedelta(seconds=1)
     else:
-        asked = float(reply.retry_after)
+        # A fraction is rounded up.
+        asked = float(math.ceil(float(reply.retry_after)))
     return reply.answered + min(max(asked, 0.0), LONGEST_RETRY_AFTER)
 
 

@@ -305,6 +305,14 @@ def test_a_pause_that_is_over_leaves_out_nothing():
     assert isinstance(one.next(at(100)), Poke)
 
 
+def test_a_short_pause_within_a_long_one_leaves_out_the_last_poke():
+    one = poked(wait(timeout=100))
+    one.paused(Pause(3600.0, at(3600)), NOW)
+    one.paused(Pause(90.0, at(110)), at(20))
+    assert one.next(at(100)).status == "timeout"
+    assert one.next(at(100)).because.startswith("BankConnect asked for a pause of 3600 s")
+
+
 def test_a_timeout_names_the_errors_since_the_last_verdict():
     one = poked(wait(timeout=100), Verdict("pending", (row("s1", "processing"),), "0 of 1 statement completed"))
     poked(one, api.BankConnectServerError("HTTP 500"), begins=60)
@@ -825,9 +833,25 @@ def test_a_passing_verdict_logs_nothing_here():
 def test_a_retry_after_to_one_wait_holds_all():
     pause = SharedPause()
     pause.failed(300.0, sent=0.0, now=1.0, dice=0.5)
-    assert (pause.resume_at, pause.asked_until, pause.seconds) == (301.0, 301.0, 300.0)
+    assert (pause.resume_at, pause.asked) == (301.0, [(300.0, 301.0)] * 2)
     pause.failed(5.0, sent=0.5, now=2.0, dice=0.5)
-    assert (pause.resume_at, pause.asked_until, pause.seconds) == (301.0, 301.0, 300.0), "the longer pause holds"
+    assert (pause.resume_at, pause.asked) == (301.0, [(300.0, 301.0)] * 2), "the longer pause holds"
+
+
+@pytest.mark.parametrize(("first", "second"), [((3600.0, 1.0), (90.0, 2.0)), ((90.0, 2.0), (3600.0, 1.0))])
+def test_a_short_pause_within_a_long_one_is_kept_for_the_last_pokes(first, second):
+    pause = SharedPause()
+    for seconds, now in (first, second):
+        pause.failed(seconds, sent=0.0, now=now, dice=0.5)
+    assert pause.asked == [(3600.0, 3601.0), (90.0, 92.0)]
+
+
+def test_a_pause_of_ten_minutes_is_a_short_one():
+    pause = SharedPause()
+    pause.failed(601.0, sent=0.0, now=0.0, dice=0.5)
+    assert pause.asked == [(601.0, 601.0)]
+    pause.failed(600.0, sent=0.0, now=0.0, dice=0.5)
+    assert pause.asked == [(601.0, 601.0), (600.0, 600.0)]
 
 
 def test_three_errors_in_a_row_hold_all_and_an_answer_ends_the_row():
@@ -838,7 +862,7 @@ def test_three_errors_in_a_row_hold_all_and_an_answer_ends_the_row():
     pause.succeeded()
     for now in (3.0, 4.0, 5.0):
         pause.failed(None, sent=now, now=now, dice=0.5)
-    assert (pause.resume_at, pause.asked_until) == (5.5, 0.0)
+    assert (pause.resume_at, pause.asked) == (5.5, [])
     pause.failed(None, sent=6.0, now=6.0, dice=0.5)
     assert pause.resume_at == 7.0
 
