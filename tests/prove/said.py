@@ -154,7 +154,9 @@ def _with_entity(said: Said, entity_id: str, small: Reply | None, full: Reply | 
 
 
 def _word(small: Reply) -> Rows | None:
-    """Return the progress of the transactions as ``identity`` tells it; None where it does not."""
+    """Return the progress of the transactions as ``identity`` tells it; None where it does not, or is cut off."""
+    if "half" in small.faults:
+        return None
     if small.status != 200 or "progress" not in small.json:
         return [] if small.status == 404 else None
     if any(item.get("transaction_status") is None for item in small.rows):
@@ -167,7 +169,7 @@ def words_of(replies: Iterable[Reply]) -> dict[str, Rows]:
     return {
         reply.record[1]: _word(reply) or []
         for reply in replies
-        if reply.record[0] == "identity" and reply.status == 200
+        if reply.record[0] == "identity" and reply.status == 200 and "half" not in reply.faults
     }
 
 
