@@ -229,7 +229,7 @@ class Poller:
                     self._cancel_unless_wanted(gate.poll_key)
                     # The pause may have begun while this poll queued, or between two of its requests.
                     with suppress(_HeldError):
-                        return await self._send(gate, self._refuse_if_held if waits else None)
+                        return await self._send(gate, partial(self._check_before_request, gate.poll_key, waits=waits))
                 await asyncio.sleep(rules.MIN_INTERVAL)
         except Exception as error:  # noqa: BLE001 - returned to all who asked
             Stats.incr("bankconnect.poll_errors", tags={"error": type(error).__name__})
@@ -252,13 +252,13 @@ class Poller:
                 del self._polls[key]
             raise asyncio.CancelledError
 
-    def _refuse_if_held(self) -> None:
-        if self.is_held:
+    def _check_before_request(self, key: tuple[str, ...], *, waits: bool) -> None:
+        self._cancel_unless_wanted(key)
+        if waits and self.is_held:
             raise _HeldError
 
-    async def _send(self, gate: Asks, before_request: Callable[[], None] | None) -> Rows:
-        if before_request is not None:
-            before_request()
+    async def _send(self, gate: Asks, before_request: Callable[[], None]) -> Rows:
+        before_request()
         started = self._loop.time()
         Stats.incr("bankconnect.polls")
         settings = await self._hook.connect()

@@ -106,7 +106,7 @@ def shown(tmp_path_factory):
     """Run it until a customer is served, end it with Ctrl-C, and keep what it printed and wrote."""
     folder = tmp_path_factory.mktemp("standalone")
     with standalone(folder, "--every", QUICK) as job:
-        job.until_printed("worked on")
+        job.until_printed("transactions for link:loan-001")
         listening = {place for one in job.update() for place in listened_on(one)}
         environment = job.part("scheduler").environ()
         job.process.send_signal(signal.SIGINT)
