@@ -305,7 +305,7 @@ def frequencies(strategy, of):
     """Count the states that a strategy produces: a property says nothing about a state that never occurs."""
     seen = Counter()
 
-    @settings(often, max_examples=400, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(examples(400), phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(strategy)
     def draw_often(drawn):
         seen[of(*drawn)] += 1
