@@ -125,14 +125,10 @@ class ConnectionsPage:
         return self._field(label).find_element(By.CSS_SELECTOR, "[data-part=helper-text]").text
 
     def fill(self, section: str, **values: str) -> None:
-        """Paste into the fields of a section; ``_`` stands for a blank in a label.
-
-        Typed, each letter would make the page draw the whole form again.
-        """
+        """Type into the fields of a section; ``_`` stands for a blank in a label."""
         self.unfold(section)
         for name, value in values.items():
-            self.field(name.replace("_", " ")).click()
-            self._browser.execute_cdp_cmd("Input.insertText", {"text": value})
+            self.field(name.replace("_", " ")).send_keys(value)
 
     def values(self, section: str, *labels: str) -> dict[str, str]:
         self.unfold(section)

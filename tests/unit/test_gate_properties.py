@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,18 +23,7 @@ BASE = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 LINK = "link-1"
 SKEW = timedelta(minutes=5)
 
-FULL = os.environ.get("BANKCONNECT_TESTS") == "full"
-
-
-def examples(count):
-    """Return settings for this many examples, and for half as many in a usual run.
-
-    Half of them find each of the named mutants of the gate, as all of them do.
-    """
-    return settings(max_examples=count if FULL else count // 2, deadline=None, derandomize=True, database=None)
-
-
-often = examples(200)
+often = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 
 def seconds(count):
@@ -164,7 +152,7 @@ def state_of(verdict):
 ahead_rows = payload_rows(at=st.sampled_from([0, 1, 2, 299, 300, 301, 304, 400]))
 
 
-@examples(600)
+@settings(often, max_examples=600)
 @given(expectations(), histories, st.lists(ahead_rows, max_size=1), moments)
 def test_a_verdict_equals_that_of_a_naive_implementation_of_the_rules(expect, rows, ahead, now):
     verdict = judged(expect, [*rows, *ahead], now)
@@ -275,7 +263,7 @@ def naive_progress_state(expect, some):
     return "passed" if all(word == "completed" for word in words) else "failed"
 
 
-@examples(400)
+@settings(often, max_examples=400)
 @given(progress_expectations(), progress_arrays)
 def test_a_progress_verdict_equals_that_of_a_naive_implementation(expect, some):
     verdict = judge_progress(expect, some)
@@ -305,7 +293,14 @@ def frequencies(strategy, of):
     """Count the states that a strategy produces: a property says nothing about a state that never occurs."""
     seen = Counter()
 
-    @settings(examples(400), phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=400,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def draw_often(drawn):
         seen[of(*drawn)] += 1
@@ -478,7 +473,7 @@ def announcements(draw):
     return replace(draw(expectations()), announced=tuple(announced), announced_until=until)
 
 
-@examples(800)
+@settings(often, max_examples=800)
 @given(
     expectations() | announcements(),
     customer_histories,
@@ -490,7 +485,7 @@ def test_a_customer_verdict_equals_that_of_a_naive_implementation(expect, rows, 
     check_with_the_naive_customer(expect, [*rows, *ahead], progress, now)
 
 
-@examples(300)
+@settings(often, max_examples=300)
 @given(expectations(), customer_histories, no_progress, moments)
 def test_without_progress_a_customer_verdict_is_that_of_the_history(expect, rows, progress, now):
     verdict, history = judge_customer(expect, rows, progress, now), judge_history(expect, rows, now)
@@ -519,7 +514,7 @@ def test_time_alone_changes_a_customer_verdict_only_from_pending_to_failed_and_o
         assert set(verdicts) == {verdicts[0]}
 
 
-@examples(300)
+@settings(often, max_examples=300)
 @given(
     expectations(),
     customer_histories,
@@ -544,7 +539,7 @@ def test_further_completed_rows_and_items_never_change_passed(  # noqa: PLR0917 
     assert judge_customer(expect, [*rows, *further], grown, now).state == "passed"
 
 
-@examples(300)
+@settings(often, max_examples=300)
 @given(expectations(), customer_histories, customer_progress, moments)
 def test_no_customer_passes_while_a_statement_of_it_is_in_progress_in_either_record(expect, rows, progress, now):
     verdict = judge_customer(expect, rows, progress, now)
