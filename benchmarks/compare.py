@@ -123,10 +123,12 @@ def parse_options(description: str | None) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def waits_of(checkout: Path, python: Path | str, env: Mapping[str, str]) -> Iterator[Helper]:
+def waits_of(
+    checkout: Path, python: Path | str, env: Mapping[str, str], script: str = "isolated_waits.py"
+) -> Iterator[Helper]:
     """Run a process for waits of a checkout."""
     paths = {"PYTHONPATH": os.pathsep.join((str(checkout), str(HERE)))}
-    command = [str(python), "-W", "ignore", str(HERE / "isolated_waits.py")]
+    command = [str(python), "-W", "ignore", str(HERE / script)]
     with Helper(command, env={**env, **paths}, log=LOG) as waits:
         if not Path(waits.ask("package")).is_relative_to(checkout):
             raise BenchError(f"{python} does not import the package from {checkout}")

@@ -10,23 +10,21 @@ row shows pokes that all use a new connection, as an idle limit below the poke i
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import machine
-from compare import environment, parse_options
-from machine import HERE, HOME, LOG, ROOT, BenchError
+from compare import environment, parse_options, waits_of
+from machine import HERE, HOME, LOG, ROOT
 from talk import Helper
 from waits import LIMIT, connection, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 GOAL: Final = 1.3
 INTERVAL: Final = 60.0
@@ -51,16 +49,6 @@ def main() -> int:
     return machine.report(lambda: compare(size, options.base.resolve(), options.new.resolve()))
 
 
-@contextmanager
-def pokes_of(checkout: Path, env: Mapping[str, str]) -> Iterator[Helper]:
-    """Run a process for the pokes of a checkout."""
-    paths = {"PYTHONPATH": os.pathsep.join((str(checkout), str(HERE)))}
-    with Helper([sys.executable, "-W", "ignore", str(HERE / "lonely_pokes.py")], env={**env, **paths}, log=LOG) as made:
-        if not Path(made.ask("package")).is_relative_to(checkout):
-            raise BenchError(f"{sys.executable} does not import the package from {checkout}")
-        yield made
-
-
 def _row(kind: str, before: list[float], now: list[float]) -> str:
     # Load on the machine only adds to a value: the lowest ones vary least.
     middle = statistics.median(now) / statistics.median(before)
@@ -83,7 +71,9 @@ def compare(size: Size, base: Path, new: Path) -> str:
         env["AIRFLOW_CONN_BANKCONNECT_DEFAULT"] = connection(vendor.ask("start", remember=True), LIMIT)
         for number in range(MANY):
             vendor.ask("history", link=f"bench-{number}", rows=3)
-        builds = [stack.enter_context(pokes_of(checkout, env)) for checkout in (base, new)]
+        builds = [
+            stack.enter_context(waits_of(checkout, sys.executable, env, "lonely_pokes.py")) for checkout in (base, new)
+        ]
         for number in range(size.rounds):
             for kind, (waits, anew) in kinds.items():
                 for name, build in zip(BUILDS, builds, strict=True):

@@ -130,7 +130,7 @@ class _Connection(urllib3.connection.HTTPSConnection):
 
     def connect(self) -> None:
         """Connect to the first address that answers and completes the TLS handshake."""
-        trip = trip_of_request.get() or Trip(time.monotonic() + (self.timeout or _LONGEST))
+        trip = self._trip()
         token = trip_of_request.set(trip)
         try:
             while True:
@@ -159,13 +159,16 @@ class _Connection(urllib3.connection.HTTPSConnection):
         self._is_new = False
         super().request(method, url, *arguments, **more)
 
+    def _trip(self) -> Trip:
+        return trip_of_request.get() or Trip(time.monotonic() + (self.timeout or _LONGEST))
+
     def _last_used(self) -> Life | None:
         if self._life is not None:
             self._life.used = getattr(self.sock, "used", None) or self._life.opened
         return self._life
 
     def _new_conn(self) -> socket.socket:
-        trip = trip_of_request.get() or Trip(time.monotonic() + (self.timeout or _LONGEST))
+        trip = self._trip()
         # With a dot at the end it is looked up as it is, without the search domains.
         host = getattr(self, "_dns_host", self.host).strip("[]")
         options, source = self.socket_options, self.source_address

@@ -29,8 +29,10 @@ def ssl_context(conn_id: str, settings: ConnectionSettings) -> ssl.SSLContext:
 
 def usual_bundle(settings: ConnectionSettings) -> str:
     """Return the path of the CA bundle of a connection: its own, that of the environment, or that of ``requests``."""
+    if settings.verify:
+        return settings.verify
     usual = requests.Session().merge_environment_settings(settings.base_url, {}, None, None, None)["verify"]
-    return settings.verify or (usual if isinstance(usual, str) else DEFAULT_CA_BUNDLE_PATH)
+    return usual if isinstance(usual, str) else DEFAULT_CA_BUNDLE_PATH
 
 
 def context_for(bundle: str) -> ssl.SSLContext:

@@ -26,8 +26,7 @@ from yarl import URL
 
 from airflow_provider_bankconnect import __version__, api
 from airflow_provider_bankconnect.hooks.addresses import Resolver
-from airflow_provider_bankconnect.hooks.async_http import AsyncTrip, Response, note_addresses
-from airflow_provider_bankconnect.hooks.async_http import Connector as _Connector
+from airflow_provider_bankconnect.hooks.async_http import AsyncTrip, Connector, Response, note_addresses
 from airflow_provider_bankconnect.hooks.kept import GREATEST_AGE, KeptConnections
 from airflow_provider_bankconnect.hooks.sync_http import (
     MAX_INTERIM,
@@ -151,7 +150,7 @@ class AsyncSession:
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._resolver = Resolver(note_addresses)
         self._session = aiohttp.ClientSession(
-            connector=_Connector(
+            connector=Connector(
                 kept=self._kept, timeout=settings.timeout, resolver=self._resolver, use_dns_cache=False, limit=0,
                 keepalive_timeout=GREATEST_AGE, ssl=context,
             ),

@@ -15,6 +15,7 @@ from requests.adapters import HTTPAdapter
 from airflow_provider_bankconnect.receiver import address
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping, Sequence
 
 MAX_EVENTS: Final = 500
@@ -35,20 +36,17 @@ class WebhookReceiverError(AirflowException):
 
 
 class _Adapter(HTTPAdapter):
-    """Trusts the certificates that Airflow's own client trusts."""
+    """Has one TLS context for all connections, those through a proxy too."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as in requests
-        super().init_poolmanager(*arguments, **more, ssl_context=address.api_server_context())
-
-
-class _PublicAdapter(HTTPAdapter):
-    """Trusts the authorities of the machine, and the certificates of the API server."""
-
-    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as in requests
-        super().init_poolmanager(*arguments, **more, ssl_context=address.public_context())
+        super().init_poolmanager(*arguments, **more, ssl_context=self._context)
 
     def proxy_manager_for(self, proxy: str, **more: Any) -> Any:  # noqa: ANN401
-        return super().proxy_manager_for(proxy, **more, ssl_context=address.public_context())
+        return super().proxy_manager_for(proxy, **more, ssl_context=self._context)
 
 
 def check_public_address(conn_id: str) -> str | None:
@@ -63,7 +61,7 @@ def check_public_address(conn_id: str) -> str | None:
         # .netrc would add an Authorization header.
         session.auth = lambda request: request
         try:
-            session.mount("https://", _PublicAdapter())
+            session.mount("https://", _Adapter(address.public_context()))
             with session.post(url, json={}, timeout=10, allow_redirects=False, stream=True) as answer:
                 status, body = answer.status_code, answer.raw.read(1024, decode_content=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -103,7 +101,7 @@ def send_to_receiver(
         # The environment's proxies are for outside addresses, and .netrc would replace the Authorization header.
         session.trust_env = False
         try:
-            session.mount("https://", _Adapter())
+            session.mount("https://", _Adapter(address.api_server_context()))
         except OSError as error:
             raise WebhookReceiverError(f"[api] ssl_ca_file or ssl_cert cannot be read: {error}") from None
         session.headers["Authorization"] = f"Bearer {address.internal_token(address.tokens()[0])}"

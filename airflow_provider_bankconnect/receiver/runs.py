@@ -57,9 +57,6 @@ def restore_schedules(session: Session, asset: AssetModel) -> list[DagScheduleAs
 
     :returns: the references, to be deleted before the transaction ends.
     """
-    scheduled = set(
-        session.scalars(select(DagScheduleAssetReference.dag_id).where(DagScheduleAssetReference.asset_id == asset.id))
-    )
     stale = select(DagModel.dag_id, DagModel.asset_expression, DagModel.has_import_errors).where(
         DagModel.is_stale.is_(True),
         DagModel.is_paused.is_(False),
@@ -68,11 +65,19 @@ def restore_schedules(session: Session, asset: AssetModel) -> list[DagScheduleAs
         exists().where(SerializedDagModel.dag_id == DagModel.dag_id),
     )
     uri = json.dumps(asset.uri)
+    found = [
+        (dag_id, is_broken) for dag_id, expression, is_broken in session.execute(stale) if uri in json.dumps(expression)
+    ]
+    if not found:
+        return []
+    scheduled = set(
+        session.scalars(select(DagScheduleAssetReference.dag_id).where(DagScheduleAssetReference.asset_id == asset.id))
+    )
     references = [
         DagScheduleAssetReference(asset_id=asset.id, dag_id=dag_id)
-        for dag_id, expression, is_broken in session.execute(stale)
+        for dag_id, is_broken in found
         # A DAG that was renamed is missing, too: its new name is scheduled.
-        if dag_id not in scheduled and (is_broken or not scheduled) and uri in json.dumps(expression)
+        if dag_id not in scheduled and (is_broken or not scheduled)
     ]
     if references:
         try:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
-from email.utils import format_datetime, formatdate
-from http import HTTPStatus
+from email.utils import formatdate
+from http.client import responses
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import Response
 
 from .clock import real_clock
-from .models import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 _HTML: Final = "<html><head><title>Sandbox</title></head><body><h1>Please come back later</h1></body></html>"
 _BLOCKED: Final = "<html><head><title>403 Forbidden</title></head><body><h1>Request blocked</h1></body></html>"
 _NO_BODY: Final = {204, 304}
-_PHRASES: Final = {one.value: one.phrase for one in HTTPStatus}
 
 
 class NoAnswer(Response):
@@ -68,12 +65,8 @@ def replacement(fault: Fault, wire: Wire) -> Response:
         return Response(status_code=302, headers={**headers, "location": fault.url})
     if fault.kind == "garbage":
         return _text(200, _HTML if fault.body is None else fault.body, fault.content_type, headers)
-    wait = fault.retry_after
-    if isinstance(wait, str):
+    if (wait := fault.retry_after_header(real_clock())) is not None:
         headers["retry-after"] = wait
-    elif wait is not None:
-        later = format_datetime(real_clock() + timedelta(seconds=wait), usegmt=True)
-        headers["retry-after"] = later if fault.retry_after_form == "date" else plain(wait)
     if fault.kind == "firewall":
         return _text(403, _BLOCKED if fault.body is None else fault.body, fault.content_type or "text/html", headers)
     if fault.status in _NO_BODY:
@@ -85,7 +78,7 @@ def replacement(fault: Fault, wire: Wire) -> Response:
 def interim_answers(faults: Iterable[Fault]) -> bytes:
     """Return the interim answers that precede the answer, as they are sent."""
     return b"".join(
-        f"HTTP/1.1 {fault.interim_status} {_PHRASES.get(fault.interim_status, 'Interim')}\r\n"
+        f"HTTP/1.1 {fault.interim_status} {responses.get(fault.interim_status, 'Interim')}\r\n"
         "link: <https://elsewhere.invalid/>; rel=preconnect\r\n\r\n".encode("ascii")
         * fault.count
         for fault in faults

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal
+from email.utils import format_datetime
 from typing import Annotated, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -221,6 +223,15 @@ class Fault(_Input):
     def is_for_old_connections(self) -> bool:
         """Whether the fault applies only to connections that were made before it begins."""
         return self.connections == "old" or self.kind == "switch"
+
+    def retry_after_header(self, now: datetime) -> str | None:
+        """Return the ``Retry-After`` of an answer that is sent ``now``, a time in UTC; None for none."""
+        wait = self.retry_after
+        if wait is None or isinstance(wait, str):
+            return wait
+        if self.retry_after_form == "date":
+            return format_datetime(now + timedelta(seconds=wait), usegmt=True)
+        return plain(wait)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Fault:

@@ -226,7 +226,6 @@ class Poller:
                 if waits:
                     await self._hold_back()
                 async with self._slots:
-                    self._cancel_unless_wanted(gate.poll_key)
                     # The pause may have begun while this poll queued, or between two of its requests.
                     with suppress(_HeldError):
                         return await self._send(gate, partial(self._check_before_request, gate.poll_key, waits=waits))
@@ -245,15 +244,12 @@ class Poller:
                 "secrets backend, environment variables and, with multi-team, team"
             ) from None
 
-    def _cancel_unless_wanted(self, key: tuple[str, ...]) -> None:
-        """Cancel a poll whose waits have all ended while it was held back."""
+    def _check_before_request(self, key: tuple[str, ...], *, waits: bool) -> None:
+        """Cancel a poll whose waits have all ended while it was held back, and hold one back in a pause."""
         if not self._askers[key]:
             if self._polls.get(key) is asyncio.current_task():
                 del self._polls[key]
             raise asyncio.CancelledError
-
-    def _check_before_request(self, key: tuple[str, ...], *, waits: bool) -> None:
-        self._cancel_unless_wanted(key)
         if waits and self.is_held:
             raise _HeldError
 

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import pytest
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "testing.rst"
+from test_docs import BLOCKS, run
 
 
 @pytest.mark.system
 def test_the_shown_tests_of_a_dag_pass(tmp_path):
-    blocks = re.findall(
-        r"^\.\. code-block:: python\n\n((?:   .*\n|\n)+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    blocks = [block for name, language, block in BLOCKS if name.startswith("testing-") and language == "python"]
     (tmp_path / "dags").mkdir()
     for name, block in zip(("dags/loans.py", "conftest.py", "test_loans.py"), blocks, strict=True):
-        (tmp_path / name).write_text(textwrap.dedent(block), encoding="utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--rootdir",
-            tmp_path,
-            "-o",
-            "pythonpath=dags",
-        ],
-        cwd=tmp_path,
-        # Airflow's home goes where pytest removes it.
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, "-o", "pythonpath=dags"]
+    # Airflow's home goes where pytest removes it.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, env=environment)
     assert "2 passed" in done.stdout, done.stdout + done.stderr

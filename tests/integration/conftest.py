@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 
 import pytest
 from stories import Script, Story
@@ -54,6 +55,20 @@ def connection(box, monkeypatch):
     """Set Airflow's default connection to the sandbox."""
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", box.connection_json)
     return box.connection
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """A name server: maps a port to the addresses of ``localhost`` there."""
+    found, usual = {}, socket.getaddrinfo
+
+    def getaddrinfo(host, port, *arguments, **more):
+        if port not in found or host != "localhost":
+            return usual(host, port, *arguments, **more)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in found[port]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return found
 
 
 @pytest.fixture

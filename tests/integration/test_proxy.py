@@ -66,17 +66,10 @@ async def test_both_hooks_use_the_proxy_with_its_user_and_it_sees_no_keys(proxy,
         assert not any(box.api_key in line or box.server_hash in line for line in head)
 
 
-async def test_both_hooks_find_the_address_of_the_proxy_that_answers(proxy, monkeypatch):
-    where, usual = int(os.environ["https_proxy"].rpartition(":")[2]), socket.getaddrinfo
+async def test_both_hooks_find_the_address_of_the_proxy_that_answers(proxy, names, monkeypatch):
+    where = int(os.environ["https_proxy"].rpartition(":")[2])
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
-        others = [silent.getsockname(), ("127.0.0.1", 1)]
-
-        def getaddrinfo(host, port, *arguments, **more):
-            if port != where or host != "localhost":
-                return usual(host, port, *arguments, **more)
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (*others, ("127.0.0.1", port))]
-
-        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        names[where] = [silent.getsockname(), ("127.0.0.1", 1), ("127.0.0.1", where)]
         monkeypatch.setenv("https_proxy", f"http://user:word@localhost:{where}")
         quick = json.loads(os.environ["AIRFLOW_CONN_BANKCONNECT_DEFAULT"])
         quick["extra"]["timeout"] = 4.5

@@ -189,20 +189,6 @@ def silent():
         yield {"no SYN": full, "no TLS": lambda: listening(50)}
 
 
-@pytest.fixture
-def names(monkeypatch):
-    """A name server: maps a port to the addresses of ``localhost`` there."""
-    found, usual = {}, socket.getaddrinfo
-
-    def getaddrinfo(host, port, *arguments, **more):
-        if port not in found or host != "localhost":
-            return usual(host, port, *arguments, **more)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in found[port]]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return found
-
-
 @both
 @pytest.mark.parametrize(
     "others",

@@ -14,8 +14,7 @@ import random
 import ssl
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from urllib.parse import parse_qs, urlsplit
@@ -27,7 +26,6 @@ from schedules import REQUEST_TIMEOUT
 
 from airflow_provider_bankconnect.hooks import transport
 from airflow_provider_bankconnect.sandbox.faults import Faults
-from airflow_provider_bankconnect.sandbox.models import plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -185,14 +183,10 @@ class Wire:
 
 
 def _fill_error(reply: Reply, fault: Fault) -> None:
-    is_firewall, wait = fault.kind == "firewall", fault.retry_after
+    is_firewall = fault.kind == "firewall"
     reply.status = 403 if is_firewall else fault.status
     reply.body = b"<html>Forbidden</html>" if is_firewall else b'{"detail": "on purpose"}'
-    if isinstance(wait, str):
-        reply.retry_after = wait
-    elif wait is not None:
-        later = format_datetime(datetime.now(UTC) + timedelta(seconds=wait), usegmt=True)
-        reply.retry_after = later if fault.retry_after_form == "date" else plain(wait)
+    reply.retry_after = fault.retry_after_header(datetime.now(UTC))
 
 
 @contextmanager
@@ -200,16 +194,15 @@ def replaced(wire: Wire, process: Callable[[], str]) -> Iterator[None]:
     """Connect both libraries to this wire. ``process`` names the triggerer that asks."""
 
     class Session:
-        def __init__(self, *, timeout: aiohttp.ClientTimeout, **_: object) -> None:
-            self._seconds = timeout.total
+        def __init__(self, **_: object) -> None:
+            pass
 
         async def close(self) -> None:
             pass
 
         @asynccontextmanager
         async def request(self, _method: str, url: object, **_: object) -> AsyncIterator[_Response]:
-            async with asyncio.timeout(self._seconds):
-                yield _Response(await wire.fetch(str(url), process()))
+            yield _Response(await wire.fetch(str(url), process()))
 
     def send(_adapter: object, request: requests.PreparedRequest, **_: object) -> requests.Response:
         reply = wire.fetch_at_once(request.url or "")
@@ -222,7 +215,7 @@ def replaced(wire: Wire, process: Callable[[], str]) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(aiohttp, "ClientSession", Session))
-        stack.enter_context(patch.object(transport, "_Connector", lambda **_: None))
+        stack.enter_context(patch.object(transport, "Connector", lambda **_: None))
         stack.enter_context(patch.object(requests.adapters.HTTPAdapter, "send", send))
         stack.enter_context(patch.object(ssl, "create_default_context", _context))
         yield

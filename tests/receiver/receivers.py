@@ -45,6 +45,8 @@ for dag_id, conn_id in (("first", {CONN_ID!r}), ("odd", {ODD!r}), ("odd_too", {O
     with DAG(dag_id=dag_id, schedule=PartitionedAssetTimetable(assets=webhook_asset(conn_id))):
         EmptyOperator(task_id="work")
 """
+# The counts of the receiver's answer to a task; those that are not 0 are added.
+NOTHING = {"recorded": 0, "duplicate": 0, "no_listener": 0, "failed": 0}
 # Only ends a hang.
 _HANG_SECONDS = 300.0
 JSON = ("content-type", "application/json")

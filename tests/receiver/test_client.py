@@ -6,15 +6,13 @@ import json
 
 import pytest
 import requests
-from receivers import CONN_ID, NEEDS_3_2, NO_DAG, ODD, PREVIOUS, TOKEN, Served, statement
+from receivers import CONN_ID, NEEDS_3_2, NO_DAG, NOTHING, ODD, PREVIOUS, TOKEN, Served, statement
 
 from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.receiver import client as clients
 from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
 
 pytestmark = NEEDS_3_2
-
-NOTHING = {"recorded": 0, "duplicate": 0, "no_listener": 0, "failed": 0}
 
 
 def rows(*numbers, **changes):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from receivers import CONN_ID, DAGS, ODD, statement, until
+from receivers import CONN_ID, DAGS, NOTHING, ODD, statement, until
 
 from airflow_provider_bankconnect.receiver import address
 
@@ -218,7 +218,7 @@ async def test_catch_up_knows_statements_whose_events_are_purged(receiver, datab
 
 
 def events_of(**counts):
-    return {outcome.value: 0 for outcome in events.Outcome} | counts
+    return NOTHING | counts
 
 
 async def test_customers_without_a_run_are_counted(receiver, database, airflow, caplog, monkeypatch):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 import requests
@@ -18,6 +18,9 @@ class Client:
         self.session.trust_env = False
         self.session.verify = box.ca_file
         self.session.headers.update(headers or {"x-api-key": box.api_key, "server-hash": box.server_hash})
+
+    def close(self):
+        self.session.close()
 
     def get(self, path, **arguments):
         return self.session.get(f"{self.box.url}/{path}", allow_redirects=False, timeout=60, **arguments)
@@ -50,12 +53,8 @@ def serve():
 
     @contextmanager
     def start(**arguments):
-        with Sandbox(**arguments) as box:
-            client = Client(box)
-            try:
-                yield client
-            finally:
-                client.session.close()
+        with Sandbox(**arguments) as box, closing(Client(box)) as client:
+            yield client
 
     return start
 
@@ -78,17 +77,16 @@ def box(client):
 
 
 @pytest.fixture
-def new_client():
+def close_later():
+    """Return what it is given, and close that at the end of the test."""
+    with ExitStack() as opened:
+        yield lambda one: opened.enter_context(closing(one))
+
+
+@pytest.fixture
+def new_client(close_later):
     """Make further clients of the same sandbox, with other headers."""
-    clients = []
-
-    def make(box, **headers):
-        clients.append(Client(box, **headers))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.session.close()
+    return lambda box, **headers: close_later(Client(box, **headers))
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def test_any_status_can_be_answered(client, status):
         (8.5, "8.5"),
         (1_000_000, "1000000"),
         (1e-7, "0.0000001"),
+        (1e12, "1000000000000"),
         (-5, "-5"),
         *((text, text) for text in ("7", "8.5", "8.50", "1000000", "1e6", "-5", "inf", "nan", "soon", "")),
         (None, None),

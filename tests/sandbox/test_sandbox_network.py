@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from pydantic import ValidationError
 
-from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement, silent
+from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement, silent, wire
 from airflow_provider_bankconnect.sandbox.play import PlayError, read_fault
 
 HISTORY = "entity/webhook_payloads/?link_id=l"
@@ -26,6 +26,9 @@ class Raw:
         plain = socket.create_connection((address, box.port), timeout=60)
         self.socket = context.wrap_socket(plain, server_hostname="localhost")
         self.bytes = b""
+
+    def close(self):
+        self.socket.close()
 
     def ask(self, path=HISTORY):
         keys = f"x-api-key: {self._box.api_key}\r\nserver-hash: {self._box.server_hash}\r\n"
@@ -58,17 +61,9 @@ def fields(head):
 
 
 @pytest.fixture
-def connect():
-    """Open connections to a sandbox, which are closed at the end of the test."""
-    opened = []
-
-    def open_one(box, **arguments):
-        opened.append(Raw(box, **arguments))
-        return opened[-1]
-
-    yield open_one
-    for one in opened:
-        one.socket.close()
+def connect(close_later):
+    """Open connections to a sandbox."""
+    return lambda box, **arguments: close_later(Raw(box, **arguments))
 
 
 @pytest.mark.parametrize(
@@ -304,8 +299,7 @@ def addresses(monkeypatch):
 def test_a_silent_address_answers_no_connection_and_the_other_one_works(serve, connect, addresses, silent, working):
     for address in (silent, working):
         try:
-            with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
-                pass
+            wire.bind(address, 0).close()
         except OSError:
             pytest.skip(f"this machine has no address {address}")
     addresses(silent, working)
