@@ -6,20 +6,14 @@ import argparse
 import contextlib
 import io
 import sys
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.explain import explain
-from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate, Records
+from airflow_provider_bankconnect.ask import ask_and_explain
+from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate
 
 if TYPE_CHECKING:
-    from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
     from airflow_provider_bankconnect.records import Gate
-
-# If a history does not pass its gate, this many of the link's entities are asked for their progress.
-_MOST_ENTITIES: Final = 10
-_SMALL_ANALYSIS: Final = "accounts"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Airflow 2 logs to stdout, which is to have only the page.
         with contextlib.redirect_stdout(io.StringIO()):
-            page = _ask(options.conn, gate)
+            page = _explain(options.conn, gate)
         sys.stdout.write(page + "\n")
     except Exception as error:  # noqa: BLE001 - one line for a person, without a traceback
         sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
@@ -41,53 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _ask(conn_id: str, gate: Gate) -> str:
+def _explain(conn_id: str, gate: Gate) -> str:
     # Only after the arguments were checked: importing Airflow takes seconds.
     from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook  # noqa: PLC0415
 
     # Without retries: a person waits for the result.
     with BankConnectHook(conn_id, max_retries=0) as hook:
-        timezone = hook.settings.timezone
-        answer: Any = Records() if isinstance(gate, CustomerGate) else []
-        not_found = progress = None
-        try:
-            answer = hook.run(gate.ask(timezone))
-        except api.BankConnectNotFoundError as error:
-            not_found = error
-            _refuse_wrong_path(hook, error)
-        now = datetime.now(UTC)
-        if isinstance(gate, HistoryGate) and _is_not_passed(gate, answer, now):
-            progress = _entity_progress(hook, gate)
-        page = explain(gate, answer, now, progress, timezone=timezone)
-        return page if not_found is None else f"{page}\n\nBankConnect said: {not_found}."
-
-
-def _refuse_wrong_path(hook: BankConnectHook, not_found: api.BankConnectNotFoundError) -> None:
-    """Raise an error if the test call gets a 404 too."""
-    try:
-        hook.run(api.probe())
-    except api.BankConnectNotFoundError as error:
-        answers = f"BankConnect answers 404 to all calls ({not_found}; {error})"
-        check = f"Is the path in the connection's host right ({hook.settings.base_url})?"
-        raise api.BankConnectNotFoundError(f"{answers}. {check}") from None
-    except api.BankConnectError:
-        return
-
-
-def _is_not_passed(gate: HistoryGate, rows: list[api.WebhookPayload], now: datetime) -> bool:
-    try:
-        return gate.judge(rows, now).state != "passed"
-    except api.BankConnectTimezoneError:
-        return False
-
-
-def _entity_progress(hook: BankConnectHook, gate: HistoryGate) -> dict[str, list[api.StatementProgress]] | None:
-    """Return the progress of the link's entities: a history may lack what sent no webhook. None: no answer."""
-    try:
-        entities = hook.get_entities(gate.expectation.link_id or "")[:_MOST_ENTITIES]
-        return {entity_id: hook.get_progress(entity_id, _SMALL_ANALYSIS) for entity_id in entities}
-    except api.BankConnectError:
-        return None
+        return str(ask_and_explain(hook, gate))
 
 
 def _gate(options: argparse.Namespace) -> Gate:

@@ -1,9 +1,10 @@
-"""A verdict in words, for a person: which rows, which rule, what to do. Pure; :mod:`.__main__` is the command."""
+"""A verdict in words, for a person: which rows, which rule, what to do. Pure; :mod:`.ask` asks BankConnect for it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from airflow_provider_bankconnect.api import BankConnectTimezoneError, StatementProgress, WebhookPayload
 from airflow_provider_bankconnect.gate import newest_of_each_statement, why_not_considered
@@ -49,6 +50,31 @@ _ON_FAILED: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """A verdict in words. As text, it is what the command prints.
+
+    :param state: that of the verdict; ``"error"`` if the answer could not be judged.
+    :param verdict: the heading: the state, the gate, and why.
+    :param table: each row of the answer with its meaning, under the title of its entity; a row begins with two spaces.
+    :param outcome: what is missing, and what the sensor does.
+    :param hints: what a person can check or do, without marks of a list.
+    :param remarks: what else is to be known of the answer.
+    """
+
+    state: Literal["passed", "pending", "failed", "error"]
+    verdict: str
+    table: tuple[str, ...] = ()
+    outcome: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        hints = ("To check:", *(f"- {hint}" for hint in self.hints)) if self.hints else ()
+        parts = ((self.verdict,), self.table, self.outcome, hints, *((remark,) for remark in self.remarks))
+        return "\n\n".join("\n".join(part) for part in parts if part)
+
+
 def explain(
     gate: Gate,
     rows: Records | Sequence[WebhookPayload | StatementProgress],
@@ -56,7 +82,7 @@ def explain(
     progress: EntityProgress | None = None,
     *,
     timezone: tzinfo = UTC,
-) -> str:
+) -> Explanation:
     """Return which rule counted or dropped each row of the answer, and what the sensor does.
 
     :param now: aware; the time of the verdict.
@@ -71,33 +97,36 @@ def explain(
         records = Records([row for row in rows if isinstance(row, WebhookPayload)], {entity_id: items})
     try:
         if isinstance(gate, HistoryGate):
-            page = _explain_history(gate, records.rows, now, progress)
+            explanation = _explain_history(gate, records.rows, now, progress)
         elif isinstance(gate, CustomerGate):
-            page = _explain_customer(gate, records, now)
+            explanation = _explain_customer(gate, records, now)
         else:
-            page = _explain_progress(gate, records.items.get(entity_id, ()), now)
+            explanation = _explain_progress(gate, records.items.get(entity_id, ()), now)
     except BankConnectTimezoneError as error:
-        page = _page(
+        explanation = Explanation(
+            "error",
             f"ERROR: {gate}: {error}.",
-            records_table(gate, records, None),
-            ["The sensor ends with this error, whatever on_failed and soft_fail say."],
-            [f"Set the connection's timezone to that of BankConnect's times: they were read as {timezone}."],
+            tuple(records_table(gate, records, None)),
+            ("The sensor ends with this error, whatever on_failed and soft_fail say.",),
+            (f"Set the connection's timezone to that of BankConnect's times: they were read as {timezone}.",),
         )
     if not records.distrust:
-        return page
-    return f"{page}\n\nRead from transactions/, not from the smaller identity/: {plain(records.distrust)}."
+        return explanation
+    why = f"Read from transactions/, not from the smaller identity/: {plain(records.distrust)}."
+    return replace(explanation, remarks=(why,))
 
 
 def _explain_history(
     gate: HistoryGate, rows: Sequence[WebhookPayload], now: datetime, progress: EntityProgress | None
-) -> str:
+) -> Explanation:
     verdict = gate.judge(rows, now)
     because = verdict.because if verdict.rows else "no row that counts" if rows else "no row at all"
     absent = _absent(gate, rows, progress or {}) if verdict.state != "passed" else {}
-    return _page(
-        f"{_HEADINGS[verdict.state]}: {gate}: {because}.",
+    return _explanation(
+        gate,
+        verdict,
+        because,
         [*records_table(gate, Records(rows), verdict), *_absent_table(absent)],
-        [*_missing(gate, verdict), *_outcome(gate, verdict)],
         [*_history_hints(gate, rows, verdict, now), *_absent_hints(rows, absent, progress)],
     )
 
@@ -129,14 +158,15 @@ def _history_hints(
     return hints
 
 
-def _explain_customer(gate: CustomerGate, records: Records, now: datetime) -> str:
+def _explain_customer(gate: CustomerGate, records: Records, now: datetime) -> Explanation:
     verdict = gate.judge(records, now)
     is_judged = not records.stranger
     because = verdict.because if records.stranger or len(records) else "no statement at all"
-    return _page(
-        f"{_HEADINGS[verdict.state]}: {gate}: {plain(because)}.",
+    return _explanation(
+        gate,
+        verdict,
+        plain(because),
         records_table(gate, records, verdict if is_judged else None),
-        [*_missing(gate, verdict), *_outcome(gate, verdict)],
         _customer_hints(gate, records, verdict, now) if is_judged else [f"{_question(ONE_CUSTOMER)} {_ONE}"],
     )
 
@@ -159,7 +189,7 @@ def _customer_hints(gate: CustomerGate, records: Records, verdict: Verdict, now:
     return ["BankConnect knows the link, but has no statement: has the customer finished?", _question(REJECTED)]
 
 
-def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], now: datetime) -> str:
+def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], now: datetime) -> Explanation:
     verdict = gate.judge(items, now)
     wanted = gate.expectation.statement_id
     lines = ["Statements:"] if items else []
@@ -169,12 +199,13 @@ def _explain_progress(gate: ProgressGate, items: Sequence[StatementProgress], no
         lines.append(item_line(item, meaning))
     because = verdict.because if verdict.rows else "no statement that counts" if items else "no statement at all"
     checks = [] if verdict.rows else ["is statement_id right"] if items else [UPLOADED, REJECTED]
-    return _page(
-        f"{_HEADINGS[verdict.state]}: {gate}: {because}.",
-        lines,
-        [*_missing(gate, verdict), *_outcome(gate, verdict)],
-        [_question(check) for check in checks],
-    )
+    return _explanation(gate, verdict, because, lines, [_question(check) for check in checks])
+
+
+def _explanation(gate: Gate, verdict: Verdict, because: str, table: list[str], hints: list[str]) -> Explanation:
+    heading = f"{_HEADINGS[verdict.state]}: {gate}: {because}."
+    outcome = (*_missing(gate, verdict), *_outcome(gate, verdict))
+    return Explanation(verdict.state, heading, tuple(table), outcome, tuple(hints))
 
 
 def _absent(
@@ -268,8 +299,3 @@ def _question(check: str) -> str:
 
 def _capital(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
-
-
-def _page(verdict: str, table: list[str], outcome: list[str], hints: list[str]) -> str:
-    parts = [[verdict], table, outcome, ["To check:", *(f"- {hint}" for hint in hints)] if hints else []]
-    return "\n\n".join("\n".join(part) for part in parts if part)

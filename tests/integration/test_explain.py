@@ -17,6 +17,7 @@ from stories import CUSTOMER, LINK, statement, wrong_password
 
 from airflow_provider_bankconnect.__main__ import main
 from airflow_provider_bankconnect.api import ANALYSES, StatementProgress, WebhookMode, WebhookPayload
+from airflow_provider_bankconnect.ask import ask_and_explain
 from airflow_provider_bankconnect.expectation import Expectation
 from airflow_provider_bankconnect.explain import explain
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
@@ -402,6 +403,22 @@ def test_help_describes_the_options_and_the_exit_code(capsys):
         assert words in text
 
 
+@pytest.mark.parametrize("box", [{"unknown_link": "404"}], indirect=True, ids=[""])
+@pytest.mark.usefixtures("connection")
+def test_the_parts_of_an_explanation_are_those_of_the_commands_output(box, ask):
+    gate = HistoryGate.parse(link_id=LINK)
+    with BankConnectHook(max_retries=0) as hook:
+        nothing = ask_and_explain(hook, gate)
+        assert str(nothing).splitlines() == ask("--link", LINK)
+        put(box, "12:43:00", "march")
+        passed = ask_and_explain(hook, gate)
+    assert (nothing.state, nothing.table) == ("pending", ())
+    assert nothing.outcome == ("Missing: 1 completed statement.", WAITS)
+    assert nothing.hints[0].startswith("BankConnect knows no entity of this link")
+    assert nothing.remarks == ("BankConnect said: webhook_payloads: HTTP 404: unknown, or nothing there yet.",)
+    assert (passed.state, len(passed.table), passed.outcome, passed.remarks) == ("passed", 2, (PASSES,), ())
+
+
 @pytest.mark.usefixtures("connection")
 def test_the_command_writes_the_page_to_stdout_and_nothing_else(box):
     wrong_password_then_success(box)
@@ -417,9 +434,9 @@ HEADINGS = {"passed": "PASSED: ", "pending": "STILL WAITING: ", "failed": "FAILE
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
 def test_each_case_of_the_gates_rules_has_one_explanation_independent_of_order(case):
     gate, rows = HistoryGate(expectation(case, NOW)), payloads(case, NOW)
-    page = explain(gate, rows, NOW)
+    page = str(explain(gate, rows, NOW))
     assert page.startswith(HEADINGS[case.state])
-    assert explain(gate, rows[::-1], NOW) == page
+    assert str(explain(gate, rows[::-1], NOW)) == page
     counted = re.findall(r"  statement (\S+).*: counts$", page, flags=re.MULTILINE)
     if case.state == "passed" and case.result is not None:
         assert sorted(counted) == sorted(case.result)
@@ -833,7 +850,9 @@ DONE_AND_FAILED = [
 def test_a_failure_is_announced_for_exactly_the_time_when_the_verdict_becomes_failed(expect, records):
     for gate, seen in ((CustomerGate(expect), records), (HistoryGate(expect), records.rows)):
         verdict = gate.judge(seen, NOW)
-        page = explain(gate, seen, NOW)
+        explanation = explain(gate, seen, NOW)
+        page = str(explanation)
+        assert explanation.state == verdict.state
         assert page.startswith(HEADINGS[verdict.state])
         if verdict.state != "pending":
             continue
@@ -853,9 +872,9 @@ def test_a_failure_is_announced_for_exactly_the_time_when_the_verdict_becomes_fa
 def test_the_page_of_a_customer_agrees_with_the_verdict_and_does_not_depend_on_order(expect, records):
     gate = CustomerGate(expect)
     verdict = gate.judge(records, NOW)
-    page = explain(gate, records, NOW)
+    page = str(explain(gate, records, NOW))
     reverse = Records(records.rows[::-1], {name: items[::-1] for name, items in reversed(records.items.items())})
-    assert explain(gate, reverse, NOW) == page
+    assert str(explain(gate, reverse, NOW)) == page
     counted = re.findall(r"  statement (\S+).*: counts$", page, flags=re.MULTILINE)
     if verdict.state == "passed":
         assert sorted(counted) == sorted(row.statement_id for row in verdict.rows)
