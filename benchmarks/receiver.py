@@ -559,9 +559,11 @@ def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
         )
     if wrong := readings.wrong:
         total = wrong.statuses.total()
-        clean = set(wrong.statuses) == {404} and wrong.transactions <= wrong.idle_transactions
+        # The audit log gets one row a minute, after a query for the connections.
+        most = wrong.idle_transactions + 2 * (wrong.took // 60 + 1)
+        clean = set(wrong.statuses) == {404} and wrong.transactions <= most
         found = f"{in_words(wrong.statuses)}; {wrong.transactions} transactions ({wrong.idle_transactions} when idle)"
-        yield f"{total:,} POSTs with a wrong token", "404, no query", verdict(clean, found)
+        yield f"{total:,} POSTs with a wrong token", "404, at most two queries a minute", verdict(clean, found)
         grown = (wrong.memory[-1] - wrong.memory[0]) / 2**20
         yield (
             "— memory of the API server",

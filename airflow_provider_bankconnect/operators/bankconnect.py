@@ -17,6 +17,7 @@ from airflow_provider_bankconnect.receiver.client import (
     WebhookReceiverError,
     check_public_address,
     send_to_receiver,
+    tell_registered,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
     """Registers the account's one webhook endpoint. Running it again changes nothing.
 
     BankConnect keeps one URL for each account and has no call that returns it: two environments with the same keys
-    silently overwrite each other's. Source: "Updating web hook endpoint".
+    silently overwrite each other's. Source: "Updating web hook endpoint". The webhook receiver, if it is on, is told
+    whether the registered address is its own, and keeps that in Airflow's audit log; it is not told the address.
 
     :param webhook_url: absolute ``https://`` URL that answers a POST with 200; None for this Airflow's webhook
         receiver, whose address is secret and only made up when it is sent. One request checks first that the webhook
@@ -89,6 +91,17 @@ class BankConnectUpdateWebhookOperator(BaseOperator):
             )
         with BankConnectHook(self.bankconnect_conn_id) as hook:
             hook.update_webhook(url, self.webhook_mode, allow_private_host=private)
+        self._tell_receiver(url)
+
+    def _tell_receiver(self, url: str) -> None:
+        """Have the webhook receiver keep whether its address is the registered one. The task does not depend on it."""
+        try:
+            if is_on():
+                tell_registered(self.bankconnect_conn_id, here=_is_own(url, self.bankconnect_conn_id))
+        except Exception as error:  # noqa: BLE001 - a setting may come from a command, and fail in any way
+            known = isinstance(error, WebhookReceiverError | ValueError)
+            why = error if known else type(error).__name__
+            self.log.info("Could not tell the webhook receiver which address is registered: %s", why)
 
 
 class BankConnectCatchUpOperator(BaseOperator):
@@ -195,6 +208,15 @@ class BankConnectCatchUpOperator(BaseOperator):
         current = newest_of_each_statement(considered)
         done = [row for row in current if row.progress.lower() == "completed" and row.entity_id]
         return [Row.of_payload(row).as_dict() for row in sorted(done, key=lambda row: row.date_time)]
+
+
+def _is_own(url: str, conn_id: str) -> bool:
+    """Return whether a URL is the address of this Airflow's webhook receiver for a connection."""
+    try:
+        return url == webhook_url(conn_id)
+    except ValueError:
+        # No address is set, so it is none.
+        return False
 
 
 def _parse_bool(name: str, value: object) -> bool:

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from airflow_provider_bankconnect.metrics import tag_value
 from airflow_provider_bankconnect.receiver import address, events
 from airflow_provider_bankconnect.receiver.events import Outcome, Sent, WebhookEvent, Writer
+from airflow_provider_bankconnect.receiver.journal import Journal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -58,7 +59,7 @@ def make_app() -> Starlette:
     )
     # A redirect would not acknowledge a webhook, and its Location header would hold the token.
     app.router.redirect_slashes = False
-    app.state.tokens, app.state.writer = (), Writer()
+    app.state.tokens, app.state.writer, app.state.journal = (), Writer(), Journal()
     try:
         app.state.tokens = address.tokens()
     except ValueError as error:
@@ -117,11 +118,16 @@ def _parse_time(request: Request, name: str) -> datetime | None:
 
 
 async def _internal_events(request: Request) -> Response:
-    """Record events that a task read from BankConnect's payload history; or count those that were missed."""
+    """Record events that a task read from BankConnect's payload history; or count those that were missed.
+
+    Or keep that a task has registered a webhook endpoint.
+    """
     _check_internal_token(request)
     conn_id = _check_conn_id(request)
     body = await _read(request, _MAX_INTERNAL_BYTES)
     rows, how = body.get("events"), body.get("how")
+    if how == "registered":
+        return await _keep_registered(request, conn_id, body.get("here"))
     if not isinstance(rows, list) or len(rows) > MAX_EVENTS:
         raise _RefusedError(400, "fields", f"events must be a list of at most {MAX_EVENTS}")
     sent = [_parse_row(row, "again" if how == "again" else "record") for row in rows]
@@ -130,9 +136,11 @@ async def _internal_events(request: Request) -> Response:
         for event in missed:
             Stats.incr("bankconnect.webhooks_missed", tags={"conn_id": tag_value(conn_id)})
             _log.warning("Missed webhook of %r, found by a sensor: %s", conn_id, event)
+        if missed:
+            request.app.state.journal.missed(conn_id, len(missed))
         return JSONResponse({"missed": len(missed)})
     if how not in ("record", "again"):
-        raise _RefusedError(400, "fields", "how must be record, again or check")
+        raise _RefusedError(400, "fields", "how must be record, again, check or registered")
     outcomes = await _write(request, sent) if sent else []
     if Outcome.NO_LISTENER in outcomes:
         await _refuse_no_listener(conn_id)
@@ -141,6 +149,18 @@ async def _internal_events(request: Request) -> Response:
             Stats.incr("bankconnect.webhooks_caught_up", tags={"conn_id": tag_value(conn_id)})
             _log.info("Caught up on webhook event of %r: %s", conn_id, event)
     return JSONResponse({outcome.value: outcomes.count(outcome) for outcome in Outcome})
+
+
+async def _keep_registered(request: Request, conn_id: str, here: object) -> Response:
+    if not isinstance(here, bool):
+        raise _RefusedError(400, "fields", "here must be true or false")
+    journal: Journal = request.app.state.journal
+    try:
+        await journal.registered(conn_id, here=here)
+    except Exception:  # noqa: BLE001 - the database may raise anything
+        _log.exception("Could not write to the audit log that a webhook endpoint of %r was registered", conn_id)
+        raise _RefusedError(503, "database", "The database could not record it") from None
+    return JSONResponse({"registered": 1})
 
 
 async def _write(request: Request, sent: list[Sent]) -> list[Outcome]:
@@ -240,10 +260,11 @@ def _parse(body: object) -> WebhookEvent:
         raise _RefusedError(400, "fields", "; ".join(problems)) from None
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, _RefusedError)  # noqa: S101 - Starlette calls this handler for no other type
     Stats.incr("bankconnect.webhooks_refused", tags={"reason": error.reason})
     _log.warning("Refused a request with HTTP %d (%s): %s", error.status, error.reason, error)
+    request.app.state.journal.refused(request.path_params.get("conn_id", ""), error.reason)
     headers = {"Connection": "close"} if error.status in {408, 413} else {}
     return JSONResponse({"detail": str(error)}, status_code=error.status, headers=headers)
 

@@ -1,4 +1,7 @@
-"""The client that tasks use to send completed statements to the webhook receiver: to record them, or to check them."""
+"""The client of the webhook receiver that tasks use.
+
+They send completed statements, to record them or to check them, and tell that a webhook endpoint was registered.
+"""
 
 from __future__ import annotations
 
@@ -96,26 +99,47 @@ def send_to_receiver(
     :raises WebhookReceiverError: no answer or an error; the message says what to do.
     """
     counts: Counter[str] = Counter()
-    url = f"{address.api_server_url()}{address.PREFIX}/events/{quote(conn_id, safe='')}"
-    with requests.Session() as session:
-        # The environment's proxies are for outside addresses, and .netrc would replace the Authorization header.
-        session.trust_env = False
-        try:
-            session.mount("https://", _Adapter(address.api_server_context()))
-        except OSError as error:
-            raise WebhookReceiverError(f"[api] ssl_ca_file or ssl_cert cannot be read: {error}") from None
-        session.headers["Authorization"] = f"Bearer {address.internal_token(address.tokens()[0])}"
+    with _session() as session:
         for first in range(0, len(events), MAX_EVENTS):
             sent = [{name: row.get(name) for name in _FIELDS} for row in events[first : first + MAX_EVENTS]]
-            try:
-                answer = session.post(url, json={"how": how, "events": sent}, timeout=timeout, allow_redirects=False)
-                counted = _COUNTS.validate_json(answer.content) if answer.status_code == requests.codes.ok else {}
-            except (requests.RequestException, ValidationError) as error:
-                where = f"the webhook receiver at {address.api_server_url()} ({type(error).__name__})"
-                advice = "check [core] execution_api_server_url (or [api] base_url), and that the API server runs"
-                raise WebhookReceiverError(f"No answer from {where}: {advice}") from None
-            if (status := answer.status_code) != requests.codes.ok:
-                advice = _ADVICE.get(status, "see the API server's log")
-                raise WebhookReceiverError(f"The webhook receiver answered HTTP {status}: {advice}")
-            counts.update(counted)
+            counts.update(_post(session, conn_id, {"how": how, "events": sent}, timeout))
     return dict(counts)
+
+
+def tell_registered(conn_id: str, *, here: bool, timeout: float = 5.0) -> None:
+    """Tell the webhook receiver that a webhook endpoint was registered with BankConnect. The endpoint is not sent.
+
+    :param here: whether it is the address of this Airflow's webhook receiver.
+    :param timeout: seconds for the request.
+    :raises WebhookReceiverError: no answer or an error; the message says what to do.
+    """
+    with _session() as session:
+        _post(session, conn_id, {"how": "registered", "here": here}, timeout)
+
+
+def _session() -> requests.Session:
+    """Return a session that the webhook receiver trusts, and that trusts its certificate."""
+    session = requests.Session()
+    # The environment's proxies are for outside addresses, and .netrc would replace the Authorization header.
+    session.trust_env = False
+    try:
+        session.mount("https://", _Adapter(address.api_server_context()))
+    except OSError as error:
+        raise WebhookReceiverError(f"[api] ssl_ca_file or ssl_cert cannot be read: {error}") from None
+    session.headers["Authorization"] = f"Bearer {address.internal_token(address.tokens()[0])}"
+    return session
+
+
+def _post(session: requests.Session, conn_id: str, body: Mapping[str, object], timeout: float) -> dict[str, int]:
+    url = f"{address.api_server_url()}{address.PREFIX}/events/{quote(conn_id, safe='')}"
+    try:
+        answer = session.post(url, json=body, timeout=timeout, allow_redirects=False)
+        counted = _COUNTS.validate_json(answer.content) if answer.status_code == requests.codes.ok else {}
+    except (requests.RequestException, ValidationError) as error:
+        where = f"the webhook receiver at {address.api_server_url()} ({type(error).__name__})"
+        advice = "check [core] execution_api_server_url (or [api] base_url), and that the API server runs"
+        raise WebhookReceiverError(f"No answer from {where}: {advice}") from None
+    if (status := answer.status_code) != requests.codes.ok:
+        advice = _ADVICE.get(status, "see the API server's log")
+        raise WebhookReceiverError(f"The webhook receiver answered HTTP {status}: {advice}")
+    return counted

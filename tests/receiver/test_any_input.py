@@ -40,7 +40,11 @@ events = st.builds(
     st.dictionaries(names, anything, max_size=1),
 )
 batches = st.fixed_dictionaries(
-    {"how": st.sampled_from(["record", "again", "check"]) | anything, "events": st.lists(events, max_size=3) | anything}
+    {
+        "how": st.sampled_from(["record", "again", "check", "registered"]) | anything,
+        "events": st.lists(events, max_size=3) | anything,
+    },
+    optional={"here": st.booleans() | anything},
 )
 
 

@@ -55,7 +55,7 @@ def test_plugin_loads_no_web_framework_and_no_database(run):
 def test_waits_and_operators_do_not_load_the_app(run, module):
     loaded = loaded_by(run, f"import airflow_provider_bankconnect.{module}")
     assert f"{OWN}.address" in loaded
-    assert not {f"{OWN}.app", f"{OWN}.events", f"{OWN}.plugin"} & set(loaded)
+    assert not {f"{OWN}.app", f"{OWN}.events", f"{OWN}.journal", f"{OWN}.plugin"} & set(loaded)
     assert not {"starlette", "fastapi"} & {name.partition(".")[0] for name in loaded}
 
 
