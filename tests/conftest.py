@@ -1,4 +1,4 @@
-"""What all tests have in common: the order of the files, and a garbage collector that skips Airflow's objects."""
+"""What all tests have in common: the order of the files, and nothing in memory that earlier tests have left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 SLOW = (
     "system/test_receiver.py",
     "system/test_secrets.py",
-    "browser/test_connection_form.py",
     "system/test_main_dag.py",
     "system/test_faulty_days.py",
     "docs/test_docs.py",
@@ -23,6 +22,7 @@ SLOW = (
     "receiver/test_events.py",
     "receiver/test_listener.py",
     "receiver/test_operators.py",
+    "receiver/test_page.py",
     "integration/test_hostile_answers.py",
     "integration/test_rules_in_all_modes.py",
     "integration/test_deferred_wait.py",
@@ -32,6 +32,14 @@ SLOW = (
 )
 # Files that run in one process, one after another, because they share an Airflow that takes many seconds to start.
 TOGETHER = ("system/test_main_dag.py", "system/test_faulty_days.py")
+# The modules with Airflow's maskers of secrets; which of them exist depends on its version.
+MASKERS = (
+    "airflow._shared.secrets_masker",
+    "airflow.sdk._shared.secrets_masker",
+    "airflow.sdk.execution_time.secrets_masker",
+    "airflow.utils.log.secrets_masker",
+)
+_first_secrets: dict[str, tuple[frozenset[str], Any]] = {}
 _modules_at_last_freeze = 0
 
 
@@ -67,6 +75,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
+    """Keep a test from what the tests before it have left."""
+    forget_secrets()
+    freeze_objects()
+
+
+def forget_secrets() -> None:
+    """Make Airflow's maskers forget the secrets of earlier tests.
+
+    Each test has new keys. With each key, a masker compiles a pattern of all of them anew, and it searches all log lines
+    for it: after a thousand tests, that would take most of the time.
+    """
+    for name in MASKERS:
+        find = getattr(sys.modules.get(name), "_secrets_masker", None)
+        if find is None:
+            continue
+        try:
+            masker = find()
+        except RuntimeError:  # Airflow 2 has not configured its logs yet
+            continue
+        patterns, replacer = _first_secrets.setdefault(name, (frozenset(masker.patterns), masker.replacer))
+        masker.patterns, masker.replacer = set(patterns), replacer
+
+
+def freeze_objects() -> None:
     """Exclude what imports have left from garbage collection: many tests collect, and Airflow has a million objects."""
     global _modules_at_last_freeze  # noqa: PLW0603 - pytest calls functions
     if len(sys.modules) > _modules_at_last_freeze + 20:
