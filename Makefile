@@ -16,7 +16,7 @@ CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
 .PHONY: help install lint types test receiver chaos prove demo standalone docs readme browser matrix bench bench-receiver \
-	bench-small bench-keep-alive mutants constraints clean
+	bench-small bench-keep-alive bench-page mutants constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -70,8 +70,10 @@ docs: $(READY)  ## Build the documentation in docs/_build/html; warnings are err
 readme: $(READY)  ## Run the commands and the DAG of README.md in a new environment (4 min)
 	@$(PY) scripts/readme.py
 
-browser: $(READY)  ## Test the connection form in Chromium; pictures in .cache/browser
-	$(PY) -m pytest tests/browser
+browser: $(READY)  ## Test the connection form and the page in Chromium (4 min); FAB=1 with FAB; pictures in .cache/browser
+	$(if $(FAB),$(if $(wildcard $(VENV)/bin/uv),$(VENV)/bin/uv pip install --python $(PY),$(PY) -m pip install) \
+		--quiet -c $(CONSTRAINTS) apache-airflow-providers-fab)
+	$(PY) -m pytest -m browser tests/browser
 
 matrix:  ## Test the wheel on all supported Airflows and Pythons (75 min); ONLY="2.11.2-py311 3.1.8-py312" QUICK=1 FULL=1
 	"$(PYTHON)" scripts/matrix.py $(foreach pair,$(ONLY),--only $(pair)) $(if $(QUICK),--quick) $(if $(FULL),--full)
@@ -87,6 +89,9 @@ bench-small: $(READY)  ## Measure waits for many transactions against another ch
 
 bench-keep-alive: $(READY)  ## Measure what new connections cost a wait, against another checkout (5 min); BASE=DIR QUICK=1
 	@$(PY) benchmarks/keep_alive.py --base "$(BASE)" $(if $(QUICK),--quick)
+
+bench-page: $(READY)  ## Measure the page in Airflow's UI on PostgreSQL, beside Airflow's own list of events (10 min); QUICK=1
+	@$(PY) benchmarks/page.py $(if $(QUICK),--quick)
 
 mutants: $(READY)  ## Measure how many planted defects the unit tests find (an hour)
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \

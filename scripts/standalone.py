@@ -119,6 +119,7 @@ class Standalone:
         say("BankConnect", f"sends webhooks to {self.live.url}/bankconnect/webhook/bankconnect_default/***")
         asset = self.ask("GET", "assets")["assets"][0]["id"]
         print(
+            f"\n  Page      {self.live.url}/bankconnect-ui/ (in Airflow: Browse -> BankConnect)"
             f"\n  Runs      {self.live.url}/dags/{ON_WEBHOOK}/runs"
             f"\n  Events    {self.live.url}/assets/{asset}"
             f"\n  Log in    {USER}, password {self.live.password}"

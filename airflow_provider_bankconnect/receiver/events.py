@@ -278,7 +278,7 @@ def _completions(session: Session, asset_id: int, sent: Iterable[Sent]) -> dict[
         query = select(AssetEvent.id, AssetEvent.extra)
         query = query.where(AssetEvent.asset_id == asset_id, AssetEvent.partition_key.in_(keys))
         for number, extra in session.execute(query):
-            if (event := _read_back(extra)) and event.completion:
+            if (event := read_back(extra)) and event.completion:
                 found.setdefault(event.completion, set()).add(number)
     return found
 
@@ -313,7 +313,7 @@ def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, Webho
     )
     with create_session(scoped=False) as session:
         rows = session.execute(query).all()
-    found = [(row.id, address.conn_id_of(row.uri), _read_back(row.extra)) for row in rows]
+    found = [(row.id, address.conn_id_of(row.uri), read_back(row.extra)) for row in rows]
     return now, [(number, conn_id, event) for number, conn_id, event in found if event]
 
 
@@ -357,7 +357,7 @@ def _lock_pending_runs(session: Session, keys: set[str]) -> None:
             state.statement = state.statement.options(narrowed)
 
 
-def _read_back(extra: object) -> WebhookEvent | None:
+def read_back(extra: object) -> WebhookEvent | None:
     """Return the webhook event of an asset event's extra, or None if somebody else created the asset event."""
     try:
         return WebhookEvent.model_validate(extra)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -136,25 +137,22 @@ def purged(session: Session, asset_id: int, keys: Collection[str]) -> dict[str, 
     return {row[0]: row[1] for row in session.execute(query.group_by(PartitionedAssetKeyLog.source_partition_key))}
 
 
-def count_without_run(session: Session, asset_id: int) -> int:
-    """Return how many customers have an event of the last day, older than five minutes, and no run since."""
+def customers_without_run(session: Session, asset_ids: Collection[int]) -> dict[int, int]:
+    """Return how many customers of each asset have an event of the last day, older than 5 minutes, and no run since."""
     now = datetime.now(UTC)
-    recent = (AssetEvent.asset_id == asset_id, AssetEvent.timestamp > now - _REPORTED_FOR)
-    query = select(AssetEvent.partition_key, func.max(AssetEvent.id)).where(
-        *recent, AssetEvent.timestamp < now - _LATE, ~exists().where(association_table.c.event_id == AssetEvent.id)
-    )
-    late = {row[0]: row[1] for row in session.execute(query.group_by(AssetEvent.partition_key))}
+    recent = (AssetEvent.asset_id.in_(asset_ids), AssetEvent.timestamp > now - _REPORTED_FOR)
+    customer = (AssetEvent.asset_id, AssetEvent.partition_key)
+    newest = select(*customer, func.max(AssetEvent.id)).group_by(*customer)
+    has_run = exists().where(association_table.c.event_id == AssetEvent.id)
+    found = session.execute(newest.where(*recent, AssetEvent.timestamp < now - _LATE, ~has_run))
+    late = {(asset_id, key): number for asset_id, key, number in found}
     if not late:
-        return 0
+        return {}
     # The run of a later event reads the same records of BankConnect.
-    later = (
-        select(AssetEvent.partition_key, func.max(AssetEvent.id))
-        .join(association_table, association_table.c.event_id == AssetEvent.id)
-        .where(*recent)
-        .group_by(AssetEvent.partition_key)
-    )
-    with_run = {row[0]: row[1] for row in session.execute(later)}
-    return sum(with_run.get(key, 0) < number for key, number in late.items())
+    later = newest.join(association_table, association_table.c.event_id == AssetEvent.id).where(*recent)
+    with_run = {(asset_id, key): number for asset_id, key, number in session.execute(later)}
+    left = [customer for customer, number in late.items() if with_run.get(customer, 0) < number]
+    return Counter(asset_id for asset_id, _ in left)
 
 
 def report_without_run(conn_id: str) -> None:
@@ -162,7 +160,7 @@ def report_without_run(conn_id: str) -> None:
     try:
         with create_session(scoped=False) as session:
             asset = find_asset(session, conn_id)
-            count = count_without_run(session, asset.id) if asset else 0
+            count = customers_without_run(session, [asset.id]).get(asset.id, 0) if asset else 0
     except Exception:  # noqa: BLE001 - it runs beside the queue, and nobody waits for it
         _log.exception("Could not count the webhook events of %r without a run", conn_id)
         return

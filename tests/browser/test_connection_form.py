@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import socket
-import urllib.request
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 import pytest
-import templates
 from connections_page import CHROMIUM, DRIVER, ConnectionsPage, open_browser
 from cryptography.fernet import Fernet
 from homes import FERNET_KEY, QUICK, ROOT, WAIT
+from servers import api_server
 
 from airflow_provider_bankconnect.api import ConnectionSettings
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 
 pytestmark = [
-    pytest.mark.system,
+    pytest.mark.browser,
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER), reason="chromium and chromedriver are missing: scripts/install-system-packages.sh"
     ),
@@ -43,31 +40,14 @@ def box():
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory):
     """An Airflow home with a database and an API server at ``origin``."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = templates.new_home(
+    changes = QUICK | {"timedelta(hours=24)": "timedelta(minutes=10)"}
+    with api_server(
         tmp_path_factory,
-        AIRFLOW__API__HOST="127.0.0.1",
-        AIRFLOW__API__PORT=str(port),
-        AIRFLOW__API__BASE_URL=f"http://127.0.0.1:{port}",
-        AIRFLOW__API__WORKERS="1",
+        prepare=lambda home: home.add_example(WAIT, changes),
         AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True",
         AIRFLOW__CORE__TEST_CONNECTION="Enabled",
-    )
-    home.origin = f"http://127.0.0.1:{port}"
-    home.add_example(WAIT, QUICK | {"timedelta(hours=24)": "timedelta(minutes=10)"})
-    with home.job("api-server") as server:
-        server.until(lambda: answers(f"{home.origin}/api/v2/version"))
+    ) as home:
         yield home
-
-
-def answers(url):
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 - on loopback
-            return response.status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,7 @@ def test_it_shows_a_customer_from_webhook_to_work_and_ends_on_ctrl_c(shown):
     story = [
         "Airflow      starts:",
         "sends webhooks to https://localhost:",
+        "/bankconnect-ui/",
         "/dags/bankconnect_on_webhook/runs",
         "Log in    admin, password ",
         f"--cacert {shown.folder}/home/ca.pem",
