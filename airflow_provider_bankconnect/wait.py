@@ -224,7 +224,6 @@ class Wait:
         """Take note that a poke begins."""
         self.pokes += 1
         self._paced += not self._is_early
-        self._is_early = False
         self._is_in_flight = True
         self._is_last_poke_made = now >= self.deadline
         question = self.question
@@ -264,7 +263,7 @@ class Wait:
         asked = (error.retry_after or 0.0) if isinstance(error, api.BankConnectTransientError) else 0.0
         if asked:
             self._pause = Pause(asked, now + timedelta(seconds=asked))
-        self._schedule(now, dice, backoff=api.backoff(self._errors, jitter=dice, retry_after=asked))
+        self._schedule(now, dice, backoff=api.backoff(self._errors, jitter=dice))
         if self._errors == 1 or asked > api.MAX_BACKOFF:
             self._log("warning", f"The wait continues after an error: {self._last_error}; {self._next_check(now)}")
 

@@ -80,6 +80,39 @@ def test_exponential_backoff_doubles_the_interval_with_jitter_up_to_max_wait():
     assert next_poke(one, now) - now == 500
 
 
+def test_an_event_at_the_time_of_the_next_poke_makes_no_early_poke_of_it():
+    one = wait(timeout=1e6, exponential_backoff=True)
+    one.notified(NOW)
+    poked(one)
+    for begins in (2, 7, 27):
+        assert next_poke(one, begins) == begins
+        poked(one, begins=begins)
+    assert next_poke(one, 27) == 27 + 60
+
+
+def test_a_short_interval_is_not_an_early_poke_after_an_event():
+    one = wait(timeout=1e6, poke_interval=2.0, exponential_backoff=True, max_wait=2.0)
+    one.notified(NOW)
+    poked(one)
+    poked(one, begins=2)
+    one.max_wait = None
+    poked(one, begins=4)
+    assert one.next(at(4)).at == at(4 + 8)
+
+
+def test_the_pace_has_defaults_and_the_arguments_say_them():
+    one = Wait(GATE, NOW, {"deadline": at(3600)})
+    told = one.arguments()
+    assert next_poke(poked(one)) == 60
+    for name in ("exponential_backoff", "silent_fail", "in_full"):
+        assert told[name] is False
+    assert (told["paused"], told["pokes"], told["max_wait"], told["logged"]) == (0.0, 0, None, None)
+    assert told["paused_until"].startswith("1970-01-01")
+    assert one.deadline.tzinfo is UTC
+    error = api.BankConnectHostError("x")
+    assert isinstance(poked(Wait(GATE, NOW, {"deadline": at(9)}), error).next(NOW), End), "it is new"
+
+
 def test_a_very_long_exponential_backoff_overflows_nothing():
     one = wait(timeout=1e8, exponential_backoff=True, pokes=5000)
     assert next_poke(poked(one, dice=0.999)) == 1e8
@@ -98,7 +131,28 @@ def test_a_rescheduled_wait_estimates_from_the_elapsed_time_how_often_it_has_pok
     assert next_poke(one, elapsed) - elapsed == pause
 
 
+def test_an_answer_is_followed_by_the_interval_with_its_own_jitter():
+    one = wait(timeout=1e6, exponential_backoff=True)
+    one.begin(NOW)
+    one.answered([], NOW, 0.5)
+    assert next_poke(one) == 90
+
+
+@pytest.mark.parametrize(("interval", "elapsed", "pause"), [(0.9, 0.0, 1.0), (0.5, 1.5, 2.0)])
+def test_a_rescheduled_wait_with_a_short_interval_estimates_as_well(interval, elapsed, pause):
+    arguments = {"deadline": at(1e6), "poke_interval": interval, "exponential_backoff": True, "started": NOW}
+    one = Wait(GATE, at(elapsed), arguments, is_new=False)
+    one.reschedule(at(elapsed))
+    poked(one, begins=elapsed)
+    assert next_poke(one, elapsed) - elapsed == pause
+
+
 # Errors
+
+
+@pytest.mark.parametrize("error", [api.BankConnectResponseError("x"), OSError("x"), rate_limited(None)])
+def test_an_error_without_a_retry_after_is_no_pause(error):
+    assert poked(wait(), error).arguments()["paused"] == 0
 
 
 @pytest.mark.parametrize(
@@ -305,6 +359,27 @@ def test_a_pause_that_is_over_leaves_out_nothing():
     assert isinstance(one.next(at(100)), Poke)
 
 
+@pytest.mark.parametrize(("first", "second"), [(900, 700), (500, 400)])
+def test_of_two_pauses_the_one_that_ends_later_counts(first, second):
+    """It may be the one of fewer seconds, if BankConnect asked for it later."""
+    one = poked(wait(timeout=1000))
+    one.paused(Pause(first, at(first)), NOW)
+    one.paused(Pause(second, at(first + 600)), at(first - 1))
+    if second <= 600:
+        # It ends after the deadline, so that the last poke is left out.
+        assert isinstance(one.next(at(1000)), End)
+    else:
+        poked(one, begins=1000)
+    assert f"pause of {second} s" in one.next(at(1001)).because
+
+
+def test_a_404_is_told_with_what_bankconnect_answered_and_what_to_check():
+    one = poked(wait(), NOT_FOUND)
+    [text] = texts(one)
+    assert text.startswith(f"Not yet: {GATE}: {NOT_FOUND} (to check: ")
+    assert one.seen.startswith(f"{NOT_FOUND} (to check: ")
+
+
 def test_a_short_pause_within_a_long_one_leaves_out_the_last_poke():
     one = poked(wait(timeout=100))
     one.paused(Pause(3600.0, at(3600)), NOW)
@@ -320,6 +395,12 @@ def test_a_timeout_names_the_errors_since_the_last_verdict():
     assert one.next(at(100)).because == (
         "0 of 1 statement completed; then 2 errors in a row, the last: BankConnectServerError: HTTP 503"
     )
+
+
+def test_a_timeout_names_a_single_error():
+    one = poked(wait(timeout=100))
+    poked(one, OSError("x"), begins=100)
+    assert one.next(at(100)).because.endswith("; then 1 error in a row, the last: OSError: x")
 
 
 HELD = "BankConnect asked for a pause of {} s (Retry-After): {} held until {}"
@@ -344,9 +425,17 @@ def test_a_timeout_names_a_pause_that_is_not_over(asked, shared, who):
 
 
 def test_a_timeout_does_not_name_a_pause_that_is_over():
-    one = poked(wait(timeout=100), rate_limited(99.0))
+    for seconds in (99.0, 100.0):
+        one = poked(wait(timeout=100), rate_limited(seconds))
+        poked(one, begins=100)
+        assert one.next(at(100)).because == one.seen
+
+
+def test_a_timeout_does_not_say_that_all_waits_are_held_by_a_pause_that_is_over():
+    one = poked(wait(timeout=100), rate_limited(3600.0))
+    one.paused(Pause(90.0, at(100)), NOW)
     poked(one, begins=100)
-    assert one.next(at(100)).because == one.seen
+    assert "this wait is held until" in one.next(at(100)).because
 
 
 def test_a_long_pause_is_logged_once_by_each_wait():
@@ -367,7 +456,7 @@ def test_a_pause_of_a_minute_is_not_logged(seconds, lines):
 
 def test_an_error_with_a_long_pause_is_logged_in_a_streak_too():
     one = poked(poked(wait(), api.BankConnectServerError("x")), rate_limited(60.0), begins=60)
-    one.take_lines()
+    assert len(texts(one)) == 1
     poked(one, rate_limited(61.0), begins=120)
     assert texts(one) == [
         "The wait continues after an error: BankConnectRateLimitError: webhook_payloads: HTTP 429; next check 20:44 UTC"
@@ -407,6 +496,8 @@ def test_at_the_deadline_the_test_call_follows_the_last_poke():
     assert isinstance(one.next(at(100)), Poke)
     poked(one, NOT_FOUND, begins=100)
     assert one.next(at(100)) == TestCall(at(160), is_last=True)
+    one.paused(Pause(3600.0, at(100)), NOW)
+    assert one.next(at(100)) == TestCall(at(160), is_last=True), "a pause that is over delays nothing"
     one.tested(NOT_FOUND)
     assert one.next(at(101)).because.startswith("even the test call gets HTTP 404: check the path in the connection's")
 
@@ -718,6 +809,19 @@ def test_the_arguments_have_no_words_of_a_verdict_or_an_answer():
     assert one.arguments()["seen"] == "pending at the first poke"
     poked(one, rate_limited(5.0), begins=60)
     assert one.arguments()["seen"] == "BankConnectRateLimitError: webhook_payloads: HTTP 429"
+
+
+def test_each_change_is_logged_and_its_checksum_has_sixteen_bits():
+    one, checksums = wait(timeout=1e6), set()
+    for number in range(9):
+        poked(one, Verdict("pending", (row(f"s{number}", "processing", ago=number * 3600),), "x"), begins=60 * number)
+        assert len(texts(one)) == 1
+        checksums.add(one.arguments()["logged"])
+        poked(one, Verdict("pending", (), f"reason {number}"), begins=60 * number + 30)
+        assert len(texts(one)) == 1
+        checksums.add(one.arguments()["logged"])
+    assert len(checksums) > 9
+    assert all(0 <= checksum <= 0xFFFF for checksum in checksums)
 
 
 def test_times_may_be_text_and_must_be_aware():
