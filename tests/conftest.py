@@ -83,7 +83,7 @@ def pytest_runtest_setup() -> None:
 def forget_secrets() -> None:
     """Make Airflow's maskers forget the secrets of earlier tests.
 
-    Each test has new keys. With each key, a masker compiles a pattern of all of them anew, and it searches all log lines
+    Each test has new keys. With each key, a masker compiles a pattern of all of them anew, and searches all log lines
     for it: after a thousand tests, that would take most of the time.
     """
     for name in MASKERS:

@@ -27,7 +27,7 @@ class Reader:
 
     def __init__(self, user: Any) -> None:  # noqa: ANN401 - each auth manager has its own
         self.user = user
-        self.name = str(user.get_name())
+        self.name = str(user.get_id())
         self.may_read_tasks = functools.cache(self._may_read_tasks)
         self.may_read_asset = functools.cache(self._may_read_asset)
 

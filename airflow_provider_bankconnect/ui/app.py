@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -15,7 +16,6 @@ from urllib.parse import quote, urlencode
 
 import jinja2
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 from starlette.routing import Route
@@ -45,6 +45,8 @@ _OVERVIEW: Final = 10
 _PAGE: Final = 50
 # A part of the page that takes longer is left out.
 _PART_SECONDS: Final = 8.0
+# In threads of its own: the API server has about forty for all of Airflow, and a slow database would hold them.
+_MOST_THREADS: Final = 6
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -73,6 +75,7 @@ def make_app() -> Starlette:
     )
     # A redirect without the path of base_url would lead nowhere.
     app.router.redirect_slashes = False
+    app.state.threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="bankconnect-page")
     app.state.checks = Checks()
     app.state.templates = _templates()
     return app
@@ -101,7 +104,7 @@ async def _overview(request: Request) -> Response:
     """Answer with the health of all connections, the newest webhooks and the oldest waits."""
     parts = Parts(await _reader(request))
     health, webhooks, waits = await asyncio.gather(
-        _part(parts.health), _part(parts.webhooks, _OVERVIEW), _part(parts.waits, _OVERVIEW)
+        _part(request, parts.health), _part(request, parts.webhooks, _OVERVIEW), _part(request, parts.waits, _OVERVIEW)
     )
     return _render(request, "overview.html", health=health, webhooks=webhooks, waits=waits)
 
@@ -110,7 +113,7 @@ async def _webhooks(request: Request) -> Response:
     """Answer with the webhooks, the newest first."""
     parts = Parts(await _reader(request))
     search = _given(request, "q")
-    webhooks = await _part(parts.webhooks, _PAGE, search, _given(request, "before"))
+    webhooks = await _part(request, parts.webhooks, _PAGE, search, _given(request, "before"))
     return _render(request, "webhooks.html", webhooks=webhooks, search=search)
 
 
@@ -118,15 +121,15 @@ async def _waits(request: Request) -> Response:
     """Answer with the open waits, the oldest first."""
     parts = Parts(await _reader(request))
     search = _given(request, "q")
-    waits = await _part(parts.waits, _PAGE, search, _given(request, "after"))
+    waits = await _part(request, parts.waits, _PAGE, search, _given(request, "after"))
     return _render(request, "waits.html", waits=waits, search=search)
 
 
 async def _explain(request: Request) -> Response:
     """Answer with what is known without BankConnect, and a button to ask it."""
     parts = Parts(await _reader(request))
-    given = dict(request.query_params)
-    question = await _part(parts.question, given)
+    given = {name: _given(request, name) for name in request.query_params}
+    question = await _part(request, parts.question, given)
     return _render(request, "explain.html", question=question, given=given, outcome=None)
 
 
@@ -136,8 +139,8 @@ async def _check(request: Request) -> Response:
     if not access.is_own_form(request):
         raise HTTPException(403, "This form was sent by another site, and was not executed")
     parts, form = Parts(reader), await request.form(max_files=0, max_fields=20)
-    given = {name: value for name, value in form.items() if isinstance(value, str)}
-    question = await _part(parts.question, given)
+    given = {name: value.replace("\0", "") for name, value in form.items() if isinstance(value, str)}
+    question = await _part(request, parts.question, given)
     outcome = await request.app.state.checks.check(reader, question)
     return _render(request, "explain.html", question=question, given=given, outcome=outcome)
 
@@ -150,10 +153,12 @@ async def _static(request: Request) -> Response:
     return FileResponse(_FOLDER / "static" / name, media_type=_STATIC[name], headers=headers)
 
 
-async def _part(load: Callable[..., _T], *arguments: object) -> _T | str:
+async def _part(request: Request, load: Callable[..., _T], *arguments: object) -> _T | str:
     """Return a part of the page, or the words that stand in its place."""
     try:
-        return await asyncio.wait_for(run_in_threadpool(load, *arguments), _PART_SECONDS)
+        threads: ThreadPoolExecutor = request.app.state.threads
+        read = asyncio.get_running_loop().run_in_executor(threads, load, *arguments)
+        return await asyncio.wait_for(read, _PART_SECONDS)
     except TimeoutError:
         return f"Airflow's database has not answered within {_PART_SECONDS:.0f} seconds. Try again later."
     except Exception as error:  # noqa: BLE001 - the other parts are shown
@@ -169,7 +174,8 @@ async def _reader(request: Request) -> Reader:
 
 
 def _given(request: Request, name: str) -> str:
-    return request.query_params.get(name, "").strip()
+    # PostgreSQL takes no NUL.
+    return request.query_params.get(name, "").replace("\0", "").strip()
 
 
 def _root(request: Request) -> str:

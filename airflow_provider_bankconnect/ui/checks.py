@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from airflow.models.connection import Connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_bankconnect import api
@@ -41,7 +42,7 @@ class Checks:
     """Asks BankConnect in threads of its own: those of the API server are shared with all of Airflow."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="bankconnect-page")
+        self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="bankconnect-check")
         self._running = 0
         self._pace = Pace()
 
@@ -67,18 +68,27 @@ class Checks:
 
 def _check(conn_id: str, gate: Gate) -> Outcome:
     try:
+        # The keys of another type of connection would be sent to its host.
+        if (kind := Connection.get_connection_from_secrets(conn_id).conn_type) != "bankconnect":
+            problem = f"The connection {conn_id!r} has the type {kind!r}, and must have the type 'bankconnect'."
+            return Outcome(problem=problem)
         # Without retries: a person waits for the result.
         with BankConnectHook(conn_id, max_retries=0) as hook:
             return Outcome(ask_and_explain(hook, gate))
-    except api.BankConnectTransientError as error:
-        again = datetime.now(UTC) + timedelta(seconds=error.retry_after) if error.retry_after else None
-        return Outcome(problem=f"BankConnect could not be asked: {error}.", retry_at=again)
-    except api.BankConnectError as error:
-        return Outcome(problem=f"BankConnect could not be asked: {error}.")
-    except AirflowNotFoundException:
-        return Outcome(problem=f"The API server finds no connection {conn_id!r}.")
-    except ValueError as error:
-        return Outcome(problem=f"{error}.")
     except Exception as error:  # noqa: BLE001 - a secrets backend may raise anything
-        _log.exception("The page of BankConnect could not ask")
-        return Outcome(problem=f"BankConnect could not be asked ({type(error).__name__}): see the API server's log.")
+        return _failed(conn_id, error)
+
+
+def _failed(conn_id: str, error: Exception) -> Outcome:
+    match error:
+        case api.BankConnectTransientError(retry_after=float() as seconds):
+            again = datetime.now(UTC) + timedelta(seconds=seconds)
+            return Outcome(problem=f"BankConnect could not be asked: {error}.", retry_at=again)
+        case api.BankConnectError():
+            return Outcome(problem=f"BankConnect could not be asked: {error}.")
+        case AirflowNotFoundException():
+            return Outcome(problem=f"The API server finds no connection {conn_id!r}.")
+        case ValueError():
+            return Outcome(problem=f"{error}.")
+    _log.error("The page of BankConnect could not ask", exc_info=error)
+    return Outcome(problem=f"BankConnect could not be asked ({type(error).__name__}): see the API server's log.")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from airflow_provider_bankconnect.ui.health import Problem
     from airflow_provider_bankconnect.ui.webhooks import Webhook
 
+# A number with fewer digits fits in each database's integers.
+_DIGITS: Final = 10
 _DAY: Final = timedelta(days=1)
 _NOT_YOURS: Final = "You may not see this: it needs the permission to read assets in Airflow."
 _DEFAULT: Final = "bankconnect_default"
@@ -108,7 +110,7 @@ class Parts:
         if before:
             moment, _, number = before.rpartition("~")
             try:
-                position = datetime.fromisoformat(moment).astimezone(UTC), int(number)
+                position = datetime.fromisoformat(moment).astimezone(UTC), _number(number)
             except (ValueError, OverflowError):
                 return "The address of this page is not right. Begin with the newest webhooks."
         with reading() as session:
@@ -120,9 +122,12 @@ class Parts:
         following = f"{rows[-1].time.isoformat()}~{rows[-1].number}" if has_more and rows else ""
         return WebhookPage(rows, following, frozenset(filter(self._reader.may_read_tasks, dags)))
 
-    def waits(self, size: int, search: str = "", after: str = "") -> WaitPage:
+    def waits(self, size: int, search: str = "", after: str = "") -> WaitPage | str:
         """Return open waits, those that have waited longest first."""
-        begin = int(after) if after.isascii() and after.isdigit() else 0
+        try:
+            begin = _number(after or "0")
+        except ValueError:
+            return "The address of this page is not right. Begin with the oldest waits."
         may_read = self._reader.may_read_tasks
         with reading() as session:
             rows, has_more = deferred_waits(session, may_read, size, search=search, after=begin)
@@ -146,12 +151,14 @@ class Parts:
 
     def _of_task(self, session: Session, question: Question, given: Mapping[str, str]) -> Question:
         dag_id, run_id, task_id = (given.get(name, "") for name in ("dag_id", "run_id", "task_id"))
-        # Airflow leaves the text {MAP_INDEX} where there is none.
-        index = given.get("map_index", "")
         if not self._reader.may_read_tasks(dag_id):
             text = f"You may not read the task instances of the DAG {dag_id!r}, or there is no such DAG."
             return replace(question, problem=text)
-        map_index = int(index) if index.isascii() and index.isdigit() else -1
+        try:
+            map_index = _number(given.get("map_index", ""))
+        except ValueError:
+            # A task that is not mapped.
+            map_index = -1
         wait = find_wait(session, (dag_id, run_id, task_id, map_index))
         if wait is None:
             return replace(question, problem=f"There is no task instance {task_id!r} in the run {run_id!r}.")
@@ -165,8 +172,6 @@ class Parts:
         asset = next((asset.id for asset in assets if asset.conn_id == question.conn_id), None)
         if not self._reader.may_read_asset(asset):
             return replace(question, problem=_NOT_YOURS)
-        if problem := _connection_problem(question.conn_id):
-            return replace(question, problem=problem)
         try:
             wanted: Any = {name: given[name] for name in _FORM[1:] if given[name]}
             return replace(question, gate=CustomerGate.parse(**wanted))
@@ -229,6 +234,16 @@ def _health_page(session: Session, assets: Sequence[WebhookAsset], now: datetime
     return HealthPage(rows, receiver, others)
 
 
+def _number(text: str) -> int:
+    """Return a number that each database takes for an id.
+
+    :raises ValueError: it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < _DIGITS):
+        raise ValueError("no number of an id")
+    return int(text)
+
+
 def _receiver_problem() -> str:
     """Return why this API server takes no webhooks, or ``""``."""
     try:
@@ -238,16 +253,3 @@ def _receiver_problem() -> str:
         return f"The webhook receiver is off: {error}"
     setting = f"[{address.SECTION}] webhook_token"
     return f"The webhook receiver is off: set {setting} on every component of Airflow, then restart them"
-
-
-def _connection_problem(conn_id: str) -> str:
-    """Return why a user must not ask with this connection, or ``""``: its keys would go to its host."""
-    from airflow.models.connection import Connection  # noqa: PLC0415 - rarely needed
-
-    try:
-        found = Connection.get_connection_from_secrets(conn_id)
-    except Exception:  # noqa: BLE001 - a secrets backend may raise anything
-        return f"The API server finds no connection {conn_id!r}."
-    if found.conn_type != "bankconnect":
-        return f"The connection {conn_id!r} has the type {found.conn_type!r}, and must have the type 'bankconnect'."
-    return ""
