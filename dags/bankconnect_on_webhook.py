@@ -5,6 +5,8 @@ Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`; run `bankconnec
 the runs that see the same statements with a time, one does the work. Of statements that only the progress has, which
 has no times, each run does the work.
 
+The partition key of a run names its customer: the list of runs has a filter and a column for it.
+
 A run by hand names the customer: `--conf '{"link_id": "loan-4711"}'` or `'{"entity_id": "..."}'`, or the partition key
 `link:loan-4711`.
 """

@@ -2,8 +2,10 @@
 
 Trigger it when you send the customer to BankConnect, with the link and that moment:
 
-    airflow dags trigger bankconnect_wait_for_statement \
+    airflow dags trigger bankconnect_wait_for_statement --run-id loan-4711_2026-11-23 \
         --conf '{"link_id": "loan-4711", "since": "2026-11-23T10:00:00Z"}'
+
+The run id names the customer wherever Airflow shows the run, and Airflow refuses a second run with the same one.
 """
 
 from __future__ import annotations

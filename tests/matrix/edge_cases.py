@@ -32,6 +32,10 @@ with DAG(dag_id="edge_cases", schedule=None, start_date=pendulum.datetime(2026, 
     now = wait("passes_now", "passes-now")
     later = wait("passes_later", "passes-later")
 
+    BankConnectWebhookPayloadSensor.partial(
+        task_id="wait_for_each", deferrable=True, poke_interval=1, timeout=600
+    ).expand(link_id=["passes-now", "passes-later"])
+
     @task
     def name_types(now: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[str]:
         """Return the types of the XCom: it must not have become the text of a list."""

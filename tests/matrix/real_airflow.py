@@ -212,6 +212,8 @@ def edge_cases(airflow: Airflow) -> None:
     expect("types", airflow.xcom(EDGES, "name_types"), ["list", "dict", "str", "str"])
     [(mapped,)] = airflow.query("select count(*) from task_instance where task_id = 'one_row' and state = 'success'")
     expect("mapped tasks", mapped, 1)
+    names = "select rendered_map_index from task_instance where task_id = 'wait_for_each' order by map_index"
+    expect("mapped waits", airflow.query(names), [("link passes-now",), ("link passes-later",)])
     for words in ("BankConnectAuthError: webhook_payloads: HTTP 401", "timed out after 0:00:02. Seen last: "):
         expect(f"{words!r} is logged", words in said, wanted=True)
 

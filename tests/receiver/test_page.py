@@ -176,7 +176,7 @@ def test_customer_cannot_be_asked_for_with_the_secrets_of_another_kind_of_connec
     monkeypatch.setenv("AIRFLOW_CONN_SOMETHING_ELSE", json.dumps(other))
     answer = browser().post(f"{PREFIX}/explain", data={"link_id": "loan-1", "conn_id": "something_else"})
     assert "must have the type 'bankconnect'" in text_of(answer)
-    missing = browser().post(f"{PREFIX}/explain", data={"link_id": "loan-1", "conn_id": "nobody_made_it"})
+    missing = browser(name="vic").post(f"{PREFIX}/explain", data={"link_id": "loan-1", "conn_id": "nobody_made_it"})
     assert "finds no connection 'nobody_made_it'" in text_of(missing)
     assert not box.requests
 
