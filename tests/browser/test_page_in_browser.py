@@ -289,7 +289,7 @@ def test_thousands_of_webhooks_and_waits_stay_readable(chromium, airflow):
     fill(airflow, events=3000, waits=2000)
     log_in(chromium, airflow, "ada")
     assert len(chromium.all("tbody tr")) == 20
-    chromium.take_picture("page-thousands", height=1500)
+    chromium.take_picture("page", height=1100)
     chromium.open(f"{PAGE}webhooks")
     assert len(chromium.all("tbody tr")) == 50
     chromium.link("Older webhooks").click()
