@@ -49,6 +49,11 @@ class Reader:
         details = None if asset_id is None else resource_details.AssetDetails(id=str(asset_id))
         return bool(get_auth_manager().is_authorized_asset(method="GET", details=details, user=self.user))
 
+    def may_read_connection(self, conn_id: str) -> bool:
+        """Return whether the user may read a connection. The page shows none: it asks with its keys."""
+        details = resource_details.ConnectionDetails(conn_id=conn_id)
+        return bool(get_auth_manager().is_authorized_connection(method="GET", details=details, user=self.user))
+
 
 async def reader_of(request: Request) -> Reader:
     """Return the user of a request: of its bearer token, or of the cookie of Airflow's UI.
@@ -73,7 +78,9 @@ def is_own_form(request: Request) -> bool:
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         return site == "same-origin"
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    # A proxy may have changed the host.
+    own = {request.headers.get("host"), urlsplit(conf.get("api", "base_url", fallback=None) or "").netloc}
+    return origin is None or urlsplit(origin).netloc in own
 
 
 class Pace:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import jinja2
+from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
@@ -46,7 +47,9 @@ _PAGE: Final = 50
 # A part of the page that takes longer is left out.
 _PART_SECONDS: Final = 8.0
 # In threads of its own: the API server has about forty for all of Airflow, and a slow database would hold them.
-_MOST_THREADS: Final = 6
+# Each may hold two of the connections to the database, of which a process has fifteen.
+_MOST_THREADS: Final = 4
+_MOST_FORM_BYTES: Final = 64 * 1024
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -138,6 +141,9 @@ async def _check(request: Request) -> Response:
     reader = await _reader(request)
     if not access.is_own_form(request):
         raise HTTPException(403, "This form was sent by another site, and was not executed")
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal() or len(length) > len(str(_MOST_FORM_BYTES)) or int(length) > _MOST_FORM_BYTES:
+        raise HTTPException(413, "The form is too long")
     parts, form = Parts(reader), await request.form(max_files=0, max_fields=20)
     given = {name: value.replace("\0", "") for name, value in form.items() if isinstance(value, str)}
     question = await _part(request, parts.question, given)
@@ -161,6 +167,9 @@ async def _part(request: Request, load: Callable[..., _T], *arguments: object) -
         return await asyncio.wait_for(read, _PART_SECONDS)
     except TimeoutError:
         return f"Airflow's database has not answered within {_PART_SECONDS:.0f} seconds. Try again later."
+    except OperationalError:
+        _log.exception("A part of the page of BankConnect cannot be shown")
+        return "Airflow's database did not answer in time, or cannot be reached. Try again later, or search for less."
     except Exception as error:  # noqa: BLE001 - the other parts are shown
         _log.exception("A part of the page of BankConnect cannot be shown")
         return f"This part cannot be shown now ({type(error).__name__}). The log of the API server says more."

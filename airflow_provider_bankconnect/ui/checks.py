@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 # A link may have many entities, and each takes a request.
 _LONGEST_SECONDS: Final = 20.0
 _MOST_AT_ONCE: Final = 4
+# One text for both, so that nobody learns which connections there are.
+_NO_CONNECTION: Final = "The API server finds no connection {!r} of the type 'bankconnect'."
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ class Checks:
 def _check(conn_id: str, gate: Gate) -> Outcome:
     try:
         # The keys of another type of connection would be sent to its host.
-        if (kind := Connection.get_connection_from_secrets(conn_id).conn_type) != "bankconnect":
-            problem = f"The connection {conn_id!r} has the type {kind!r}, and must have the type 'bankconnect'."
-            return Outcome(problem=problem)
+        if Connection.get_connection_from_secrets(conn_id).conn_type != "bankconnect":
+            return Outcome(problem=_NO_CONNECTION.format(conn_id))
         # Without retries: a person waits for the result.
         with BankConnectHook(conn_id, max_retries=0) as hook:
             return Outcome(ask_and_explain(hook, gate))
@@ -87,7 +88,7 @@ def _failed(conn_id: str, error: Exception) -> Outcome:
         case api.BankConnectError():
             return Outcome(problem=f"BankConnect could not be asked: {error}.")
         case AirflowNotFoundException():
-            return Outcome(problem=f"The API server finds no connection {conn_id!r}.")
+            return Outcome(problem=_NO_CONNECTION.format(conn_id))
         case ValueError():
             return Outcome(problem=f"{error}.")
     _log.error("The page of BankConnect could not ask", exc_info=error)

@@ -23,7 +23,8 @@ _LOST: Final = f"BankConnect does not send them again; {_CATCH_UP}"
 REASONS: Final = {
     "token": "the token in the address is wrong. Somebody may be guessing; after a change of [bankconnect] "
     f"webhook_token, {_REGISTER}",
-    "internal_token": "a component of Airflow sent a wrong token. Set the same [bankconnect] webhook_token on all",
+    "internal_token": "a component of Airflow, or a stranger, sent a wrong token. Set the same [bankconnect] "
+    "webhook_token on all components",
     "connection": "the address names a connection that does not exist",
     "no_dag": f"no DAG is scheduled by the webhook asset of the connection. {_LOST}",
     "database": f"the database did not record them. {_LOST}",

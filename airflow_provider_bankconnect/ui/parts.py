@@ -54,6 +54,8 @@ class WaitPage:
 
     rows: Sequence[OpenWait]
     next: str = ""
+    # Whether more tasks wait in poke and reschedule mode than are shown.
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ class HealthPage:
 
     :param receiver: what is wrong with the webhook receiver itself; ``""`` if nothing is.
     :param others: what was refused because it named no known connection.
+    :param is_cut: whether more was refused and missed than was counted.
     """
 
     rows: Sequence[Health] = ()
     receiver: str = ""
     others: Sequence[Problem] = ()
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,14 +134,14 @@ class Parts:
             return "The address of this page is not right. Begin with the oldest waits."
         may_read = self._reader.may_read_tasks
         with reading() as session:
-            rows, has_more = deferred_waits(session, may_read, size, search=search, after=begin)
-            following = str(rows[-1].number) if has_more and rows else ""
+            rows, last = deferred_waits(session, may_read, size, search=search, after=begin)
+            is_cut = False
             if not begin:
-                others, _ = waits_without_trigger(session, may_read, size, search=search)
+                others, is_cut = waits_without_trigger(session, may_read, size, search=search)
                 rows = sorted([*rows, *others], key=lambda wait: wait.since or datetime.max.replace(tzinfo=UTC))
             if address.is_supported():
                 rows = self._with_webhooks(session, rows)
-        return WaitPage(rows, following)
+        return WaitPage(rows, str(last or ""), is_cut)
 
     def question(self, given: Mapping[str, str]) -> Question:
         """Return what the explain view is about."""
@@ -147,7 +151,11 @@ class Parts:
             question = Question(given.get("conn_id", "").strip() or conn_ids[0], conn_ids=conn_ids)
             if given.get("task_id"):
                 return self._of_task(session, question, given)
-        return self._of_customer(question, {name: given.get(name, "").strip() for name in _FORM}, assets)
+            found = webhook_assets(session) if address.is_supported() else []
+        # A connection from the environment has its name in any letter case.
+        name = question.conn_id.upper()
+        asset_ids = [asset.id for asset in found if asset.conn_id.upper() == name]
+        return self._of_customer(question, {name: given.get(name, "").strip() for name in _FORM}, asset_ids)
 
     def _of_task(self, session: Session, question: Question, given: Mapping[str, str]) -> Question:
         dag_id, run_id, task_id = (given.get(name, "") for name in ("dag_id", "run_id", "task_id"))
@@ -166,12 +174,16 @@ class Parts:
             (wait,) = self._with_webhooks(session, [wait])
         return replace(question, wait=wait, gate=wait.gate, conn_id=wait.conn_id, problem=wait.problem)
 
-    def _of_customer(self, question: Question, given: Mapping[str, str], assets: Sequence[WebhookAsset]) -> Question:
+    def _of_customer(self, question: Question, given: Mapping[str, str], asset_ids: Sequence[int]) -> Question:
         if not any(given[name] for name in ("link_id", "entity_id")):
             return question
-        asset = next((asset.id for asset in assets if asset.conn_id == question.conn_id), None)
-        if not self._reader.may_read_asset(asset):
+        if asset_ids and not all(map(self._reader.may_read_asset, asset_ids)):
             return replace(question, problem=_NOT_YOURS)
+        if not asset_ids and not self._reader.may_read_connection(question.conn_id):
+            text = (
+                f"No DAG is scheduled by the webhooks of the connection {question.conn_id!r}, so that a check with it "
+            )
+            return replace(question, problem=f"{text}needs the permission to read connections in Airflow.")
         try:
             wanted: Any = {name: given[name] for name in _FORM[1:] if given[name]}
             return replace(question, gate=CustomerGate.parse(**wanted))
@@ -202,7 +214,10 @@ class Parts:
             keys.append((asset, key))
         found = last_webhooks(session, wanted)
         return [
-            replace(wait, last_webhook=found.get(key)) if key is not None else wait
+            # Webhooks of an entity with a link have the key of the link, which a gate for an entity does not know.
+            replace(wait, last_webhook=found.get(key), knows_webhooks=key[1].startswith("link:"))
+            if key is not None
+            else wait
             for wait, key in zip(waits, keys, strict=True)
         ]
 
@@ -215,7 +230,7 @@ def _health_page(session: Session, assets: Sequence[WebhookAsset], now: datetime
     kept = read_journal(session, now - _DAY)
     others = problems_of_refusals(kept.refused.get("", {}))
     if not assets:
-        return HealthPage((), receiver, others)
+        return HealthPage((), receiver, others, kept.is_cut)
     ids = [asset.id for asset in assets]
     numbers, dags = traffic(session, ids, now), scheduled_dags(session, ids)
     without_run = customers_without_run(session, ids)
@@ -231,7 +246,7 @@ def _health_page(session: Session, assets: Sequence[WebhookAsset], now: datetime
         )
         for asset in assets
     ]
-    return HealthPage(rows, receiver, others)
+    return HealthPage(rows, receiver, others, kept.is_cut)
 
 
 def _number(text: str) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from airflow.models.asset import AssetEvent, AssetModel, association_table
+from airflow.models.crypto import get_fernet
 from airflow.models.dagrun import DagRun
 from airflow.models.renderedtifields import RenderedTaskInstanceFields as Fields
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskreschedule import TaskReschedule
 from airflow.models.trigger import Trigger
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import lazyload
 
 from airflow_provider_bankconnect import triggers
@@ -34,7 +37,8 @@ _GATES: Final[dict[str, type[Gate]]] = dict(zip(SENSORS, (HistoryGate, ProgressG
 _WITHOUT_TRIGGER: Final = ("running", "up_for_reschedule")
 # Rows that are read at once where many may have to be left out, and how often.
 _CHUNK: Final = 1000
-_MOST_CHUNKS: Final = 20
+_MOST_CHUNKS: Final = 5
+_PLAIN_TYPES: Final = {"dict", "tuple", "builtins.tuple", "builtins.list"}
 _NO_FIELDS: Final = (
     "its arguments are not recorded: Airflow keeps them from the start of a task, and for the last runs of a DAG only"
 )
@@ -58,6 +62,8 @@ class OpenWait:
     :param every: its ``poke_interval`` in seconds; None if that is not known.
     :param has_triggerer: whether a triggerer has taken it.
     :param assumed: what is not recorded, and what is taken instead.
+    :param last_webhook: of the customer since the wait began, among the newest of the connection.
+    :param knows_webhooks: whether ``last_webhook`` is None because there was none.
     """
 
     task: Task
@@ -73,6 +79,7 @@ class OpenWait:
     has_triggerer: bool = True
     assumed: str = ""
     last_webhook: datetime | None = None
+    knows_webhooks: bool = False
 
     def matches(self, search: str) -> bool:
         """Return whether a part of an id of the customer, or of the task, is what is searched for."""
@@ -90,8 +97,8 @@ def deferred_waits(
     *,
     search: str = "",
     after: int = 0,
-) -> tuple[list[OpenWait], bool]:
-    """Return deferred waits, those that deferred first come first, and whether there are more.
+) -> tuple[list[OpenWait], int]:
+    """Return deferred waits, those that deferred first come first, and after which number to continue; 0 at the end.
 
     :param may_read: whether the user may read the task instances of a DAG.
     :param after: the number of the last one that was shown.
@@ -112,10 +119,10 @@ def deferred_waits(
             if wait.matches(search):
                 found.append(wait)
                 if len(found) > size:
-                    return found[:size], True
+                    return found[:size], found[size - 1].number
         if len(rows) < limit:
-            return found, False
-    return found, True
+            return found, 0
+    return found, after
 
 
 def waits_without_trigger(
@@ -123,8 +130,7 @@ def waits_without_trigger(
 ) -> tuple[list[OpenWait], bool]:
     """Return waits in poke and reschedule mode, the oldest first, and whether there are more."""
     query = (
-        _task_columns(Fields.rendered_fields)
-        .outerjoin(Fields, _same_task(Fields))
+        _without_trigger()
         .where(TaskInstance.state.in_(_WITHOUT_TRIGGER), TaskInstance.operator.in_(SENSORS))
         .order_by(TaskInstance.start_date)
         .limit(_CHUNK)
@@ -147,8 +153,7 @@ def find_wait(session: Session, task: Task) -> OpenWait | None:
     )
     if (row := session.execute(_deferred().where(*this)).first()) is not None:
         return _of_trigger(row)
-    query = _task_columns(Fields.rendered_fields).outerjoin(Fields, _same_task(Fields)).where(*this)
-    if (row := session.execute(query).first()) is None:
+    if (row := session.execute(_without_trigger().where(*this)).first()) is None:
         return None
     wait = _of_fields(row, row.rendered_fields)
     return wait if wait.gate or row.operator not in SENSORS else _of_run(session, row)
@@ -172,6 +177,13 @@ def _deferred() -> Select[Any]:
     )
 
 
+def _without_trigger() -> Select[Any]:
+    # At each poke in reschedule mode the task starts anew.
+    first = select(func.min(TaskReschedule.start_date)).where(TaskReschedule.ti_id == TaskInstance.id)
+    columns = (Fields.rendered_fields, first.correlate(TaskInstance).scalar_subquery().label("first_start"))
+    return _task_columns(*columns).outerjoin(Fields, _same_task(Fields))
+
+
 def _same_task(table: Any) -> Any:  # noqa: ANN401 - a mapped class, and a condition
     names = ("dag_id", "run_id", "task_id", "map_index")
     return and_(*(getattr(table, name) == getattr(TaskInstance, name) for name in names))
@@ -181,7 +193,7 @@ def _of_trigger(row: Any) -> OpenWait:  # noqa: ANN401 - a row
     wait = replace(_bare(row), number=row.Trigger.id, has_triggerer=row.Trigger.triggerer_id is not None)
     try:
         kind = getattr(our_triggers, row.Trigger.classpath.rpartition(".")[2])
-        trigger = kind(**row.Trigger.kwargs)
+        trigger = kind(**decrypted(row.Trigger.encrypted_kwargs))
     except Exception as error:  # noqa: BLE001 - another Fernet key, or another version of this package
         why = "Was the Fernet key changed, or does another version of this package run elsewhere?"
         return replace(wait, problem=f"its trigger cannot be read ({type(error).__name__}). {why}")
@@ -197,8 +209,41 @@ def _of_trigger(row: Any) -> OpenWait:  # noqa: ANN401 - a row
     )
 
 
+def decrypted(encrypted: str) -> dict[str, Any]:
+    """Return the arguments of a trigger. Those of our triggers are plain values.
+
+    Airflow's own reading can import classes that the arguments name, and a worker writes them.
+
+    :raises ValueError: they are not plain.
+    """
+    # Airflow does not encrypt them where it has migrated old ones.
+    text = encrypted if encrypted.startswith("{") else get_fernet().decrypt(encrypted.encode()).decode()
+    arguments = _plain(json.loads(text))
+    if not isinstance(arguments, dict):
+        raise ValueError("no arguments of a trigger")
+    return arguments
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    # As Airflow 3.2 and later write other types than those of JSON, and as older ones do.
+    for kind, content in (("__classname__", "__data__"), ("__type", "__var")):
+        if kind in value:
+            if value[kind] not in _PLAIN_TYPES:
+                raise ValueError(f"an argument of a trigger is no plain value, but {value[kind]!r}")
+            inner = value[content]
+            return {name: _plain(item) for name, item in inner.items()} if value[kind] == "dict" else _plain(inner)
+    return {name: _plain(item) for name, item in value.items()}
+
+
 def _of_fields(row: Any, fields: Mapping[str, Any] | None) -> OpenWait:  # noqa: ANN401 - a row
     wait = _bare(row)
+    if (first := row.first_start) is not None:
+        # A subquery loses the type that adds the time zone.
+        wait = replace(wait, since=first if first.tzinfo else first.replace(tzinfo=UTC))
     if (kind := _GATES.get(row.operator)) is None:
         names = ", ".join(SENSORS)
         return replace(wait, problem=f"the task is a {row.operator or 'task without an operator'}, none of {names}")

@@ -13,7 +13,6 @@ from airflow.models.dagrun import DagRun
 from sqlalchemy import Text, and_, cast, func, or_, select, union_all
 
 from airflow_provider_bankconnect.receiver import address
-from airflow_provider_bankconnect.receiver.events import read_back
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -106,6 +105,9 @@ def newest_webhooks(
     :param search: a part of the id of a link, an entity or a statement.
     :param before: the position of the last one that was shown.
     """
+    # Only Airflow 3.2 and later have what this module reads.
+    from airflow_provider_bankconnect.receiver.events import read_back  # noqa: PLC0415
+
     if not assets:
         return [], False
     conditions: list[ColumnElement[bool]] = []

@@ -33,6 +33,6 @@
       });
     }
     // The browser may show this page again, as it was, when the reader goes back.
-    addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+    addEventListener("pageshow", (event) => { if (event.persisted && !document.getElementById("verdict")) location.reload(); });
   });
 })();
