@@ -128,8 +128,10 @@ def add_waits(session: Any, links: list[str], started: list[datetime], conn_id: 
         "try_number": 1,
     }
     common |= {"operator": SENSOR, "dag_version_id": version, "pool_slots": 1, "max_tries": 0, "executor_config": {}}
+    # Text before Airflow 3.2.
+    kind = TaskInstance.id.type.python_type
     tasks = [
-        {**common, "id": uuid4(), "run_id": one["run_id"], "start_date": begun, "trigger_id": trigger_id}
+        {**common, "id": kind(str(uuid4())), "run_id": one["run_id"], "start_date": begun, "trigger_id": trigger_id}
         for one, begun, trigger_id in zip(runs, started, ids, strict=True)
     ]
     session.execute(insert(TaskInstance), tasks)

@@ -179,6 +179,7 @@ class _Draw:
         # For what was added later: it leaves the rest of each schedule as it was.
         self.more = Random(f"customers {seed}")
         self.network = Random(f"network {seed}")
+        self.long = Random(f"long {seed}")
         # The unit of this schedule: intervals, faults and graces are multiples of it, so that they coincide.
         self.pace = self.rng.choice((2.0, 5.0, 15.0, 60.0))
         self.span = self.pace * self.rng.randint(8, 20)
@@ -208,12 +209,15 @@ class _Draw:
             webhook_mode=webhook_mode,
         )
         waits = self._with_customers(schedule.waits, plays)
+        error: tuple[Fault, ...] = ()
+        if self.pace == 60 and self.long.random() < 0.3:
+            waits, error = self._with_an_error_after_an_event(waits, plays)
         frozen = more.choice(plays).entity_id if more.random() < 0.2 else None
         return replace(
             schedule,
             waits=waits,
             frozen=() if frozen is None else (Frozen(round(more.uniform(0, self.span), 2) + 0.001, frozen),),
-            faults=(*schedule.faults, *self._faults_of_identity(waits), *self._faults_of_the_network()),
+            faults=(*schedule.faults, *self._faults_of_identity(waits), *self._faults_of_the_network(), *error),
         )
 
     def _often(self, share: float) -> bool:
@@ -387,6 +391,16 @@ class _Draw:
             expected = {"expected_statements": self.more.choice((1, 1, 2))}
             first = replace(first, gate={"entity_id": play.entity_id, "analysis": "transactions", **expected})
         return (first, *rest)
+
+    def _with_an_error_after_an_event(
+        self, waits: tuple[Wait, ...], plays: list[Play]
+    ) -> tuple[tuple[Wait, ...], tuple[Fault, ...]]:
+        """Return the waits, the first with an interval longer than any back-off, and an error when a statement ends."""
+        first, *rest = waits
+        timeout = max(first.timeout, 1.5 * self.span)
+        first = replace(first, poke_interval=480.0, timeout=timeout, exponential_backoff=False, max_wait=None)
+        after = max(0.0, round(self.long.choice(plays).ends * 4) / 4)
+        return (first, *rest), (Fault(kind="status", status=503, after=after, until=after + 4.0),)
 
     def _customer_gate(self, play: Play, plays: list[Play], begins: float) -> dict[str, Any]:
         more = self.more

@@ -314,7 +314,9 @@ def _pokes_soon_after_an_event(trace: Trace, observed: Observed) -> None:
             own = [reply for reply in between if may_ask(schedule, wait, reply.record)]
             if one.restarts != two.restarts or not own or not all(map(_is_failure, own)):
                 break
-            asked = max((may_ask_again(reply) for reply in theirs if reply.answered <= two.at), default=0.0)
+            # What the poke itself was answered explains nothing of its time.
+            before = [reply for reply in theirs if reply.sent < two.at and _is_failure(reply)]
+            asked = max(map(may_ask_again, before), default=0.0)
             # Errors of other waits may hold back all waits for as long again.
             latest = max(one.at + _slowest_poke(schedule, wait), asked) + 2 * (LONGEST_BACKOFF + RESUME)
             if two.at > latest + A_MOMENT:
