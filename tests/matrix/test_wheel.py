@@ -70,13 +70,19 @@ def test_wheel_has_only_the_package(names):
     tops = {name.partition("/")[0] for name in names}
     assert tops == {PACKAGE, f"{PACKAGE}-{airflow_provider_bankconnect.__version__}.dist-info"}
     ours = [name for name in names if name.startswith(f"{PACKAGE}/")]
-    assert all(name.endswith((".py", "/py.typed")) for name in ours), ours
+    page = f"{PACKAGE}/ui/"
+    others = [name for name in ours if not name.endswith((".py", "/py.typed"))]
+    assert all(re.fullmatch(rf"{page}(templates/\w+\.html|static/[\w-]+\.(css|js|svg))", name) for name in others), (
+        others
+    )
     assert not [name for name in names if re.search(r"(^|/)(tests?|dags|scripts|constraints)/|conftest|\.env", name)]
 
 
 @pytest.mark.skipif(not (ROOT / PACKAGE).exists(), reason="no source tree")
 def test_wheel_has_the_whole_package(names):
-    tree = {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).rglob("*.py")}
+    files = [path for path in (ROOT / PACKAGE).rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+    tree = {str(path.relative_to(ROOT)) for path in files}
+    assert any(name.endswith("overview.html") for name in tree)
     assert tree <= set(names)
 
 
