@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 # After a registration the first webhook should arrive in this time, if customers are sent to BankConnect at all.
 _FIRST_WEBHOOK: Final = timedelta(days=1)
-_CATCH_UP: Final = "BankConnectCatchUpOperator (DAG bankconnect_catch_up) starts their runs"
+_CATCH_UP: Final = (
+    "BankConnectCatchUpOperator (DAG bankconnect_catch_up) starts their runs, for the links that it is given"
+)
 _REGISTER: Final = "run the DAG bankconnect_register_webhook, without a webhook_url"
 _LOST: Final = f"BankConnect does not send them again; {_CATCH_UP}"
 
@@ -25,14 +27,15 @@ REASONS: Final = {
     f"webhook_token, {_REGISTER}",
     "internal_token": "a component of Airflow, or a stranger, sent a wrong token. Set the same [bankconnect] "
     "webhook_token on all components",
-    "connection": "the address names a connection that does not exist",
+    "connection": "the address names a connection that does not exist. If BankConnect sends them, register the address "
+    "again with the right connection",
     "no_dag": f"no DAG is scheduled by the webhook asset of the connection. {_LOST}",
     "database": f"the database did not record them. {_LOST}",
     "full": f"too many webhooks waited for the database. {_LOST}",
-    "json": "the body was no JSON object. Somebody else than BankConnect may send them",
+    "json": "the body was no JSON object. Somebody other than BankConnect may send them",
     "fields": "a field was missing or had another type. Has BankConnect changed its webhooks, or is it somebody else?",
-    "content_type": "the body was no JSON object. Somebody else than BankConnect may send them",
-    "too_long": "the body was too long. Somebody else than BankConnect may send them",
+    "content_type": "the body was no JSON object. Somebody other than BankConnect may send them",
+    "too_long": "the body was too long. Somebody other than BankConnect may send them",
     "cut_off": f"the connection broke off. {_LOST}",
     "slow": f"the body took too long to arrive. {_LOST}",
 }
@@ -82,7 +85,7 @@ class Health:
             found.append(Problem("warning", f"{text}. When a DAG is scheduled and not paused, {_CATCH_UP}"))
         if self.missed:
             text = f"{count_of(self.missed, 'completed statement')} of the last day had no webhook here"
-            check = "Check the refusals, [bankconnect] public_url, and webhook_mode 1 for uploaded PDFs"
+            check = f"Check the refusals and [bankconnect] public_url, and {_REGISTER}: it sets webhook_mode again"
             found.append(Problem("warning", f"{text}. {check}. {_CATCH_UP}"))
         found += problems_of_refusals(self.refused)
         return sorted(found, key=lambda problem: problem.level)
@@ -124,7 +127,7 @@ def _of_dags(dags: Sequence[ScheduledDag]) -> list[Problem]:
     found = []
     if stale := [dag.dag_id for dag in dags if dag.is_stale]:
         text = f"Airflow cannot parse {', '.join(stale)} now, or its file is gone"
-        found.append(Problem("error", f"{text}. Its runs start when it is parsed again"))
+        found.append(Problem("error", f"{text}. See Airflow's import errors. Its runs start when it is parsed again"))
     paused = [dag.dag_id for dag in dags if dag.is_paused]
     if len(paused) == len(dags):
         text = f"{', '.join(paused)} {'is' if len(paused) == 1 else 'are'} paused: webhooks start no run"

@@ -195,7 +195,7 @@ def _of_trigger(row: Any) -> OpenWait:  # noqa: ANN401 - a row
         kind = getattr(our_triggers, row.Trigger.classpath.rpartition(".")[2])
         trigger = kind(**decrypted(row.Trigger.encrypted_kwargs))
     except Exception as error:  # noqa: BLE001 - another Fernet key, or another version of this package
-        why = "Was the Fernet key changed, or does another version of this package run elsewhere?"
+        why = "Was the Fernet key changed? Set the same one, and the same version of this package, on all components"
         return replace(wait, problem=f"its trigger cannot be read ({type(error).__name__}). {why}")
     known = trigger.wait.arguments()
     return replace(

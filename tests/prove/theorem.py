@@ -309,7 +309,11 @@ def _pokes_soon_after_an_event(trace: Trace, observed: Observed) -> None:
     for at, delivery in trace.recorded:
         if delivery.how in {"dropped", "suppressed"} or not is_about(delivery.body, wait) or not observed.is_open(at):
             continue
-        for one, two in pairwise([ask for ask in observed.asks if ask.at >= at]):
+        pokes = [ask for ask in observed.asks if ask.at >= at]
+        # A triggerer that did not run has not learned of the event.
+        if not pokes or any(kill.at <= pokes[0].at and at <= kill.back for kill in schedule.kills):
+            continue
+        for one, two in pairwise(pokes):
             between = [reply for reply in theirs if one.at <= reply.sent < two.at]
             own = [reply for reply in between if may_ask(schedule, wait, reply.record)]
             if one.restarts != two.restarts or not own or not all(map(_is_failure, own)):
