@@ -26,25 +26,6 @@ with DAG(dag_id="two_waits", schedule=None, start_date=pendulum.datetime(2026, 1
     )
     first >> second >> third
 """
-# A wait for each link.
-MAPPED = """
-from __future__ import annotations
-
-import pendulum
-from airflow.providers.common.compat.sdk import DAG, task
-
-from airflow_provider_bankconnect.sensors.bankconnect import BankConnectWebhookPayloadSensor
-
-with DAG(dag_id="mapped_waits", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
-
-    @task
-    def find_links(dag_run=None):
-        return dag_run.conf["links"]
-
-    BankConnectWebhookPayloadSensor.partial(task_id="wait", poke_interval=1, timeout=600, deferrable=True).expand(
-        link_id=find_links()
-    )
-"""
 AT_ONCE = {"retry_delay=timedelta(minutes=2)": "retry_delay=timedelta(0)"}
 TWO_TRIES = {"poke_interval=30": "poke_interval=1, retries=1, retry_delay=timedelta(0)"}
 
@@ -70,7 +51,6 @@ def home(new_home):
     home.add_example(WAIT, QUICK | IN_POKE_MODE, dag_id="in_poke_mode")
     home.add_example(WAIT, TWO_TRIES, dag_id="with_two_tries")
     home.add("two_waits", TWO_WAITS)
-    home.add("mapped_waits", MAPPED)
     return home
 
 

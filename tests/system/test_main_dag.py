@@ -145,18 +145,3 @@ def test_deferred_waits_of_one_run_work_each_in_its_own_event_loop(shared, home,
         "statement-1",
         "statement-1",
     ]
-
-
-def test_mapped_waits_are_shown_by_their_customers_while_they_wait_and_after_their_end(shared, home, box):
-    # Half of a template, and as long as an id can be, in another script.
-    links = ["loan-{{ 4711", "ऋ" * 500]
-    names = "select state, rendered_map_index from task_instance where task_id = 'wait' order by map_index"
-    box.play(Statement(link_id=links[1], after=-5))
-
-    shared.start("mapped_waits", box.connection, {"links": links})
-    shared.until(lambda: ("deferred", f"link {links[0]}") in home.query(names))
-    box.play(Statement(link_id=links[0]))
-    run = shared.result()
-
-    assert run.state == "success"
-    assert home.query(names) == [("success", f"link {links[0]}"), ("success", f"link {links[1]}"[:250])]
