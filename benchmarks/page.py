@@ -91,7 +91,7 @@ def measure(size: Size) -> int:
         plans = json.loads(run(live, str(HERE / "page_plans.py"), str(plans_file)))
         live.start("api-server")
         live.wait_until_up()
-        headers = {"Authorization": f"Bearer {login(live)}"}
+        headers = {"Authorization": f"Bearer {live.token()}"}
         say("a first request each")
         gets(live, [PAGE, PEER, PAGE, PEER], 2.0, headers)
         times: dict[str, list[float]] = {PAGE: [], PEER: []}
@@ -145,12 +145,6 @@ def burst(live: Live, size: Size, number: int, readers: int, headers: dict[str, 
     if (statuses := {answer.status for answer in answers}) != {200}:
         raise BenchError(f"The webhook receiver answers {statuses}")
     return [answer.seconds for answer in answers]
-
-
-def login(live: Live) -> str:
-    """Return a token of the only user."""
-    live.api("GET", "version")
-    return live._token  # noqa: SLF001 - the one that was just made
 
 
 def run(live: Live, *arguments: str) -> str:

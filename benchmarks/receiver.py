@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import load
 import machine
 import requests
-from live import PARTS, USER, Live, LiveError, Postgres, family
+from live import PARTS, Live, LiveError, Postgres, family
 from machine import HERE, HOME, LOG, PYTHON, ROOT, BenchError
 from talk import Helper
 
@@ -313,13 +313,7 @@ class Bench:
         asked: list[tuple[str, object]] = [
             (url, {"asset_id": asset_id, "extra": body} | key) for body, key in zip(bodies, keys, strict=True)
         ]
-        return f"bench_{how}", uri, asked, {"Authorization": f"Bearer {self._jwt()}"}
-
-    def _jwt(self) -> str:
-        who = {"username": USER, "password": self.live.password}
-        answer = requests.post(f"{self.live.url}/auth/token", json=who, verify=self.ca_file, timeout=30)
-        answer.raise_for_status()
-        return str(answer.json()["access_token"])
+        return f"bench_{how}", uri, asked, {"Authorization": f"Bearer {self.live.token()}"}
 
     @staticmethod
     def _body(name: str, statement: str = "s") -> dict[str, str]:

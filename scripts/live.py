@@ -191,21 +191,28 @@ class Live:
 
         :raises requests.HTTPError: the status is an error.
         """
-        if not self._token:
-            who = {"username": USER, "password": self.password}
-            answer = requests.post(f"{self.url}/auth/token", json=who, verify=self.trust, timeout=PATIENCE)
-            answer.raise_for_status()
-            self._token = answer.json()["access_token"]
         answer = requests.request(
             method,
             f"{self.url}/api/v2/{path}",
-            headers={"Authorization": f"Bearer {self._token}"},
+            headers={"Authorization": f"Bearer {self.token()}"},
             verify=self.trust,
             timeout=PATIENCE,
             **more,
         )
         answer.raise_for_status()
         return answer.json() if answer.content else None
+
+    def token(self) -> str:
+        """Return a token of the only user, with which the REST API and the page can be called.
+
+        :raises requests.HTTPError: the login fails.
+        """
+        if not self._token:
+            who = {"username": USER, "password": self.password}
+            answer = requests.post(f"{self.url}/auth/token", json=who, verify=self.trust, timeout=PATIENCE)
+            answer.raise_for_status()
+            self._token = answer.json()["access_token"]
+        return self._token
 
     def dag_ids(self) -> list[str]:
         """Return the DAGs that Airflow has parsed."""

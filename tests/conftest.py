@@ -107,6 +107,19 @@ def freeze_objects() -> None:
         _modules_at_last_freeze = len(sys.modules)
 
 
+@pytest.fixture
+def log(capsys, caplog):
+    """Return what was logged since the last call: Airflow 3 logs to stdout, Airflow 2 to ``logging``."""
+    caplog.set_level("INFO")
+
+    def read():
+        text = capsys.readouterr().out + caplog.text
+        caplog.clear()
+        return text
+
+    return read
+
+
 def pytest_sessionfinish() -> None:
     """Let pytest's last collection find all."""
     gc.unfreeze()

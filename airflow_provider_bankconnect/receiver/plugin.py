@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
+from airflow_provider_bankconnect.lazy_app import LazyApp
 from airflow_provider_bankconnect.receiver.address import PREFIX, is_supported
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 _NOT_LOGGED: Final = "/api/v2/monitor/health"
 
 
-class WebhookReceiver:
+class WebhookReceiver(LazyApp):
     """The app, with its paths hidden from Airflow's access log, because they hold the token."""
 
     def __init__(self) -> None:
-        self._app: Any = None
+        super().__init__("airflow_provider_bankconnect.receiver.app")
 
     async def __call__(
         self,
@@ -28,10 +29,6 @@ class WebhookReceiver:
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
     ) -> None:
         """Answer a request."""
-        if self._app is None:
-            from airflow_provider_bankconnect.receiver.app import make_app  # noqa: PLC0415 - see above
-
-            self._app = make_app()
         inner = dict(scope)
         # Also for a WebSocket: it is refused, but the server logs its path.
         path = f"{PREFIX}/***"
@@ -42,7 +39,7 @@ class WebhookReceiver:
                 scope["path"] = _NOT_LOGGED
             await send(message)
 
-        await self._app(inner, receive, send_unlogged)
+        await super().__call__(inner, receive, send_unlogged)
 
 
 _MOUNT: Final = {"app": WebhookReceiver(), "url_prefix": PREFIX, "name": "BankConnect webhook receiver"}

@@ -27,6 +27,7 @@ from airflow_provider_bankconnect.ui import access, words
 from airflow_provider_bankconnect.ui.checks import Checks
 from airflow_provider_bankconnect.ui.link import PREFIX
 from airflow_provider_bankconnect.ui.parts import Parts
+from airflow_provider_bankconnect.ui.webhooks import NEWEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +96,7 @@ def _templates() -> jinja2.Environment:
     environment.filters |= {"age": words.age, "span": words.span, "count_of": words.count_of, "utc": _utc}
     environment.filters |= {"iso": lambda moment: moment.astimezone(UTC).isoformat(timespec="seconds")}
     environment.filters |= {"segment": lambda text: quote(str(text), safe="")}
-    environment.globals |= {"version": __version__, "query": urlencode}
+    environment.globals |= {"version": __version__, "query": urlencode, "newest": NEWEST}
     return environment
 
 

@@ -93,6 +93,7 @@ class Parts:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._found: list[WebhookAsset] | None = None
 
     def health(self) -> HealthPage | str:
         """Return the health of the webhooks of each connection."""
@@ -146,12 +147,12 @@ class Parts:
     def question(self, given: Mapping[str, str]) -> Question:
         """Return what the explain view is about."""
         with reading() as session:
-            assets, _ = self._assets(session)
+            assets = self._assets(session)[0]
             conn_ids = tuple(dict.fromkeys([*(asset.conn_id for asset in assets), _DEFAULT]))
             question = Question(given.get("conn_id", "").strip() or conn_ids[0], conn_ids=conn_ids)
             if given.get("task_id"):
                 return self._of_task(session, question, given)
-            found = webhook_assets(session) if address.is_supported() else []
+            found = self._all_assets(session)
         # A connection from the environment has its name in any letter case.
         name = question.conn_id.upper()
         asset_ids = [asset.id for asset in found if asset.conn_id.upper() == name]
@@ -190,11 +191,14 @@ class Parts:
         except ValueError as error:
             return replace(question, problem=str(error))
 
+    def _all_assets(self, session: Session) -> list[WebhookAsset]:
+        if self._found is None:
+            self._found = webhook_assets(session) if address.is_supported() else []
+        return self._found
+
     def _assets(self, session: Session) -> tuple[list[WebhookAsset], bool]:
         """Return the assets that the user may read, and whether there are others, or none that they could read."""
-        if not address.is_supported():
-            return [], False
-        found = webhook_assets(session)
+        found = self._all_assets(session)
         readable = [asset for asset in found if self._reader.may_read_asset(asset.id)]
         return readable, len(readable) < len(found) or not (found or self._reader.may_read_asset())
 

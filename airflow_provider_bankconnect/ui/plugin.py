@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
+from airflow_provider_bankconnect.lazy_app import LazyApp
 from airflow_provider_bankconnect.ui.link import PREFIX, BankConnectExplainLink, address_of, is_supported
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
-
-
-class Page:
-    """The page's app, which is imported when somebody opens the page."""
-
-    def __init__(self) -> None:
-        self._app: Any = None
-
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
-        """Answer a request."""
-        if self._app is None:
-            from airflow_provider_bankconnect.ui.app import make_app  # noqa: PLC0415 - see above
-
-            self._app = make_app()
-        await self._app(scope, receive, send)
-
-
-_MOUNT: Final = {"app": Page(), "url_prefix": PREFIX, "name": "BankConnect page"}
+_APP: Final = LazyApp("airflow_provider_bankconnect.ui.app")
+_MOUNT: Final = {"app": _APP, "url_prefix": PREFIX, "name": "BankConnect page"}
 # Without a url_route it opens in a tab of its own. In the frame that a url_route opens, links to Airflow's own pages
 # are blocked.
 _VIEW: Final = {

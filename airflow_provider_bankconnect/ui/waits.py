@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from airflow.models.asset import AssetEvent, AssetModel, association_table
@@ -156,7 +156,7 @@ def find_wait(session: Session, task: Task) -> OpenWait | None:
     if (row := session.execute(_without_trigger().where(*this)).first()) is None:
         return None
     wait = _of_fields(row, row.rendered_fields)
-    return wait if wait.gate or row.operator not in SENSORS else _of_run(session, row)
+    return wait if wait.gate or row.operator not in SENSORS else _of_run(session, row, wait)
 
 
 def _task_columns(*more: Any) -> Select[Any]:  # noqa: ANN401 - columns
@@ -241,9 +241,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 def _of_fields(row: Any, fields: Mapping[str, Any] | None) -> OpenWait:  # noqa: ANN401 - a row
     wait = _bare(row)
-    if (first := row.first_start) is not None:
-        # A subquery loses the type that adds the time zone.
-        wait = replace(wait, since=first if first.tzinfo else first.replace(tzinfo=UTC))
+    if row.first_start is not None:
+        wait = replace(wait, since=row.first_start)
     if (kind := _GATES.get(row.operator)) is None:
         names = ", ".join(SENSORS)
         return replace(wait, problem=f"the task is a {row.operator or 'task without an operator'}, none of {names}")
@@ -266,9 +265,8 @@ def _with_gate(wait: OpenWait, kind: type[Gate], given: Mapping[str, Any], conn_
     return replace(wait, gate=gate, conn_id=conn_id, assumed=grace)
 
 
-def _of_run(session: Session, row: Any) -> OpenWait:  # noqa: ANN401 - a row
+def _of_run(session: Session, row: Any, wait: OpenWait) -> OpenWait:  # noqa: ANN401 - a row
     """Return the wait of a sensor without ids, whose customer is that of the run."""
-    wait = _of_fields(row, row.rendered_fields)
     if row.rendered_fields is None or _GATES[row.operator] is not CustomerGate:
         return wait
     run = session.scalar(select(DagRun).where(DagRun.dag_id == row.dag_id, DagRun.run_id == row.run_id))

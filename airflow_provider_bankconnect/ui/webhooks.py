@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReference, association_table
@@ -57,11 +57,6 @@ class Webhook:
     conn_id: str
     event: WebhookEvent | None
     runs: tuple[Run, ...]
-
-    @property
-    def position(self) -> Position:
-        """Where the next page begins."""
-        return self.time, self.number
 
 
 @dataclass(frozen=True)
@@ -173,7 +168,7 @@ def traffic(session: Session, asset_ids: Collection[int], now: datetime) -> dict
     ]
     last = select(func.max(AssetEvent.timestamp)).where(mine).correlate(AssetModel).scalar_subquery()
     query = select(AssetModel.id, last, *counts).where(AssetModel.id.in_(asset_ids))
-    return {row[0]: Traffic(_aware(row[1]), tuple(row[2:])) for row in session.execute(query)}
+    return {row[0]: Traffic(row[1], tuple(row[2:])) for row in session.execute(query)}
 
 
 def scheduled_dags(session: Session, asset_ids: Collection[int]) -> dict[int, list[ScheduledDag]]:
@@ -215,8 +210,3 @@ def last_webhooks(
     columns: Any = (together.c.asset_id, together.c.partition_key, func.max(together.c.timestamp))
     query = select(*columns).group_by(together.c.asset_id, together.c.partition_key)
     return {(row[0], row[1]): row[2] for row in session.execute(query)}
-
-
-def _aware(moment: datetime | None) -> datetime | None:
-    # A subquery loses the type that adds the time zone.
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

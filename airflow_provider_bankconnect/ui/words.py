@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from datetime import datetime
 
-_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
-_FROM: Final = 2
+# From how many seconds on a unit is used, its seconds, and its name.
+_UNITS: Final = ((2 * 86_400, 86_400, "d"), (2 * 3600, 3600, "h"), (60, 60, "min"))
 
 
 def count_of(number: int, name: str) -> str:
@@ -25,7 +25,7 @@ def age(moment: datetime, now: datetime) -> str:
 
 def span(seconds: float) -> str:
     """Return a length of time in its largest fitting unit: ``45 s``, ``90 min``, ``26 h``, ``3 d``."""
-    for size, unit in _UNITS:
-        if seconds >= _FROM * size or (unit == "min" and seconds >= size):
+    for least, size, unit in _UNITS:
+        if seconds >= least:
             return f"{seconds // size:.0f} {unit}"
     return f"{seconds:.0f} s"

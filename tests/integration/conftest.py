@@ -38,19 +38,6 @@ def story(request, box, script, connection, fast):  # noqa: ARG001 - they set up
 
 
 @pytest.fixture
-def log(capsys, caplog):
-    """Return what was logged since the last call: Airflow 3 logs to stdout, Airflow 2 to ``logging``."""
-    caplog.set_level("INFO")
-
-    def read():
-        text = capsys.readouterr().out + caplog.text
-        caplog.clear()
-        return text
-
-    return read
-
-
-@pytest.fixture
 def connection(box, monkeypatch):
     """Set Airflow's default connection to the sandbox."""
     monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", box.connection_json)

@@ -289,19 +289,6 @@ def test_registration_is_kept_with_whether_it_is_here(served, box, sqlite, confi
         assert secret not in everything
 
 
-@pytest.fixture
-def log(capsys, caplog):
-    """Return the new log lines: Airflow 3 writes those of a task to stdout."""
-    caplog.set_level("INFO")
-
-    def take():
-        text = capsys.readouterr().out + caplog.text
-        caplog.clear()
-        return text
-
-    return take
-
-
 def test_registration_succeeds_whatever_the_receiver_answers(served, box, configure, api_server_at, log):
     told = "Could not tell the webhook receiver which address is registered"
 

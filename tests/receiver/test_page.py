@@ -43,11 +43,11 @@ def browser(manager, configure):
     from fastapi import FastAPI  # noqa: PLC0415
     from starlette.testclient import TestClient  # noqa: PLC0415
 
-    from airflow_provider_bankconnect.ui.plugin import Page  # noqa: PLC0415
+    from airflow_provider_bankconnect.lazy_app import LazyApp  # noqa: PLC0415
 
     configure(webhook_token=TOKEN)
 
-    page = Page()
+    page = LazyApp("airflow_provider_bankconnect.ui.app")
 
     def open_as(role="viewer", name=None, root_path=""):
         # As Airflow does where its base_url has a path.
@@ -82,6 +82,16 @@ def text_of(answer):
 def task_of(answer):
     """Return the address of the first link to an explanation."""
     return html.unescape(re.search(r'href="([^"]*explain\?dag_id[^"]*)"', answer.text)[1])
+
+
+def pages_from(client, path):
+    """Return the text of a page and of all that follow it."""
+    pages = []
+    while path:
+        pages.append(client.get(path).text)
+        following = re.search(r'rel="next" href="([^"]*)"', pages[-1])
+        path = html.unescape(following[1]) if following else None
+    return "".join(pages)
 
 
 def form_of(path):
@@ -240,12 +250,7 @@ def test_ids_of_any_script_and_with_markup_are_shown_as_text(browser, filled):
 
 def test_each_webhook_is_on_one_page_of_the_list(browser, filled):
     filled(events=120)
-    client, path, seen = browser(), f"{PREFIX}/webhooks", []
-    while path:
-        answer = client.get(path)
-        seen += re.findall(r'title="(statement-\d+)"', answer.text)
-        following = re.search(r'rel="next" href="([^"]*)"', answer.text)
-        path = html.unescape(following[1]) if following else None
+    seen = re.findall(r'title="(statement-\d+)"', pages_from(browser(), f"{PREFIX}/webhooks"))
 
     assert seen == [f"statement-{number}" for number in range(120)]
 
@@ -381,12 +386,8 @@ def test_arguments_of_a_trigger_are_read_as_each_airflow_writes_them(written):
 
 def test_each_wait_is_on_one_page_of_the_list_and_can_be_searched(browser, filled):
     filled(waits=120)
-    client, path, seen = browser(), f"{PREFIX}/waits", []
-    while path:
-        answer = client.get(path)
-        seen += re.findall(r'title="(loan-\d+)"', answer.text)
-        following = re.search(r'rel="next" href="([^"]*)"', answer.text)
-        path = html.unescape(following[1]) if following else None
+    client = browser()
+    seen = re.findall(r'title="(loan-\d+)"', pages_from(client, f"{PREFIX}/waits"))
 
     assert seen == [f"loan-{number}" for number in range(120)]
     assert re.findall(r'title="(loan-\d+)"', client.get(f"{PREFIX}/waits?q=LOAN-117").text) == ["loan-117"]
@@ -627,7 +628,7 @@ def test_airflow_takes_the_view_and_the_link_and_imports_no_sensor_for_them():
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     package = "airflow_provider_bankconnect"
-    modules = [f"{package}.{name}" for name in ("get_provider_info", "ui", "ui.link", "ui.plugin")]
+    modules = [f"{package}.{name}" for name in ("get_provider_info", "lazy_app", "ui", "ui.link", "ui.plugin")]
     assert done.stdout.split("\n")[-2] == f"nav {modules}"
 
 
