@@ -201,7 +201,6 @@ CASES = [
     no_whole_answer("long-status-line", once(b"HTTP/1.1 200 " + LONG_LINE)),
     no_whole_answer("long-header-line", once(OK + b"X: " + LONG_LINE)),
     no_whole_answer("long-chunk-extension", once(CHUNKED + b"1;a=" + LONG_LINE)),
-    no_whole_answer("long-trailer-line", once(CHUNKED + b"0\r\na: " + LONG_LINE)),
     # Single bytes, slowly.
     not_in_time("dripping-handshake", dripping_handshake, tls=False),
     not_in_time("dripping-status-line", dripping(b"", b"HTTP/1.1 200 " + b"x" * 60_000)),
