@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     FailFast,
+    Field,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -190,6 +191,43 @@ class AnalysisAnswer(_Model):
 
     entity_id: IdOrNone = None
     progress: _Rows[StatementProgress]
+
+
+class Report(_Model):
+    """The Excel report of an account. Source: the vendor's REST API page on Excel reports.
+
+    ``link`` is ``""`` while there is none. It is valid for one hour and needs no keys, so it is a secret.
+    """
+
+    account_id: Id
+    link: Annotated[Text, Field(repr=False)] = ""
+
+
+class ReportAnswer(AnalysisAnswer):
+    """The answer of ``xlsx_report``."""
+
+    reports: _Rows[Report]
+
+
+class StatementPdf(_Model):
+    """The PDF of a statement that was uploaded. Source: the vendor's REST API page on the PDFs of statements.
+
+    ``link`` is valid for one hour and needs no keys, so it is a secret. It is ``""`` from 30 days after the upload on.
+    ``password`` opens the PDF, and is None if it has none.
+    """
+
+    statement_id: Id
+    account_id: IdOrNone = None
+    bank: Annotated[Text, Field(validation_alias="bank_name")] = ""
+    link: Annotated[Text, Field(validation_alias="pdf_url", repr=False)] = ""
+    password: Annotated[IdOrNone, Field(validation_alias="pdf_password", repr=False)] = None
+
+
+class PdfAnswer(_Model):
+    """The answer of ``get_pdfs``. It has no ``progress``."""
+
+    entity_id: IdOrNone = None
+    statements: _Rows[StatementPdf]
 
 
 class Entity(_Model):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from email.utils import parsedate_to_datetime
@@ -30,7 +30,11 @@ from airflow_provider_bankconnect.answers import (
     EntityPage,
     History,
     LostRow,
+    PdfAnswer,
+    Report,
+    ReportAnswer,
     Request,
+    StatementPdf,
     StatementProgress,
     WebhookPayload,
     finite_json,
@@ -50,10 +54,11 @@ from airflow_provider_bankconnect.errors import *  # noqa: F403 - they are publi
 
 __all__ = [
     "ANALYSES", "DEFAULT_BASE_URL", "DEFAULT_PATH", "MAX_ANSWER_BYTES", "MAX_ANSWER_OBJECTS", "MAX_ANSWER_VALUES",
-    "MAX_BACKOFF", "MAX_PAGES", "MAX_RETRIES", "Analysis", "Answer", "Call", "ConnectionSettings", "Entity", "Request",
-    "Result", "StatementProgress", "WebhookMode", "WebhookPayload", "advance", "backoff", "check_analysis", "check_id",
-    "check_status", "check_webhook_url", "get_analysis", "get_entities", "get_entity", "get_progress",
-    "get_transactions", "get_webhook_payloads", "probe", "retry_after_seconds", "update_webhook",
+    "MAX_BACKOFF", "MAX_PAGES", "MAX_RETRIES", "Analysis", "Answer", "Call", "ConnectionSettings", "Entity", "Report",
+    "Request", "Result", "StatementPdf", "StatementProgress", "WebhookMode", "WebhookPayload", "advance", "backoff",
+    "check_analysis", "check_by_account", "check_id", "check_status", "check_webhook_url", "get_analysis",
+    "get_analysis_body", "get_entities", "get_entity", "get_pdfs", "get_progress", "get_reports", "get_transactions",
+    "get_webhook_payloads", "probe", "retry_after_seconds", "update_webhook",
 ]  # fmt: skip
 __all__ += errors.__all__
 
@@ -137,26 +142,36 @@ def get_analysis(entity_id: str | int, analysis: Analysis, account_id: str | int
     It is not ready while its own ``progress`` is empty or has a statement in progress, and while the list of
     ``xlsx_report``, ``predictors`` or ``score`` is empty.
     """
-    entity_id = check_id("entity_id", entity_id)
-    request = _analysis_request(entity_id, analysis, account_id)
-    answer = yield request
-    progress = _read_analysis(request, entity_id, answer).progress
-    total = len(progress)
-    unfinished = sum((item.status or "").lower() not in {"completed", "failed"} for item in progress)
-    name = _EMPTY_UNTIL_READY.get(analysis)
-    if unfinished or not total:
-        why = f"{unfinished} of {total} statements are still being processed" if total else "no statement yet"
-        raise _not_ready(request, answer, f"{why}; wait for them with a sensor first")
-    try:
-        # The models skip unknown fields, and so did not check these.
-        data = finite_json(answer.body)
-    except ValueError:
-        raise unexpected(request, answer, "but not JSON: it has NaN, Infinity or too large a number") from None
-    if name and data.get(name) in ([], None):
-        has_completed = any((item.status or "").lower() == "completed" for item in progress)
-        later = "try again later" if has_completed else "no statement is completed, so it may stay empty"
-        raise _not_ready(request, answer, f"its list {name!r} is still empty; {later}")
+    _, data = yield from _ready_analysis(entity_id, analysis, account_id)
     return data
+
+
+def get_analysis_body(entity_id: str | int, analysis: Analysis, account_id: str | int | None = None) -> Call[bytes]:
+    """Get the answer that :func:`get_analysis` reads, as BankConnect sent it."""
+    answer, _ = yield from _ready_analysis(entity_id, analysis, account_id)
+    return answer.body
+
+
+def get_reports(entity_id: str | int) -> Call[list[Report]]:
+    """Get the links of the Excel reports, one for each account; refuse them while they are not ready."""
+    request = _analysis_request(check_id("entity_id", entity_id), "xlsx_report")
+    answer, _ = yield from _ready_analysis(entity_id, "xlsx_report")
+    reports = read_as(ReportAnswer, request, answer).reports
+    if blank := sum(not report.link for report in reports):
+        raise _not_ready(request, answer, f"{blank} of {len(reports)} reports have no link yet; try again later")
+    return reports
+
+
+def get_pdfs(entity_id: str | int) -> Call[list[StatementPdf]]:
+    """Get the links and passwords of the PDFs of an entity's statements; refuse them while there are none."""
+    entity_id = check_id("entity_id", entity_id)
+    request = Request("get_pdfs", "GET", f"entity/{quote(entity_id, safe='')}/get_pdfs/")
+    answer = yield request
+    found = read_as(PdfAnswer, request, answer)
+    _check_entity(request, answer, found.entity_id, entity_id)
+    if not found.statements:
+        raise _not_ready(request, answer, "its list 'statements' is still empty; try again later")
+    return found.statements
 
 
 def get_transactions(entity_id: str | int, account_id: str | int | None = None) -> Call[dict[str, Any]]:
@@ -287,21 +302,62 @@ def backoff(failures: int, *, jitter: float, retry_after: float | None = None) -
     return max(jitter * ceiling, retry_after or 0.0)
 
 
+def check_by_account(analysis: Analysis) -> None:
+    """Refuse an ``account_id`` for an analysis that BankConnect does not filter by account.
+
+    :raises ValueError: names the analysis and the ones that can be filtered.
+    """
+    if analysis not in _BY_ACCOUNT:
+        allowed = ", ".join(sorted(_BY_ACCOUNT))
+        raise ValueError(f"account_id cannot be given for {analysis}: BankConnect filters only {allowed}")
+
+
 def _analysis_request(entity_id: str, analysis: Analysis, account_id: str | int | None = None) -> Request:
     path = f"entity/{quote(entity_id, safe='')}/{check_analysis(analysis)}/"
     if account_id is not None:
-        if analysis not in _BY_ACCOUNT:
-            allowed = ", ".join(sorted(_BY_ACCOUNT))
-            raise ValueError(f"account_id cannot be given for {analysis}: BankConnect filters only {allowed}")
+        check_by_account(analysis)
         path += f"?{urlencode({'account_id': check_id('account_id', account_id)}, quote_via=quote, safe='')}"
     return Request(analysis, "GET", path)
 
 
+def _ready_analysis(
+    entity_id: str | int, analysis: Analysis, account_id: str | int | None = None
+) -> Call[tuple[Answer, dict[str, Any]]]:
+    entity_id = check_id("entity_id", entity_id)
+    request = _analysis_request(entity_id, analysis, account_id)
+    answer = yield request
+    progress = _read_analysis(request, entity_id, answer).progress
+    _check_progress(request, answer, progress)
+    try:
+        # The models skip unknown fields, and so did not check these.
+        data = finite_json(answer.body)
+    except ValueError:
+        raise unexpected(request, answer, "but not JSON: it has NaN, Infinity or too large a number") from None
+    name = _EMPTY_UNTIL_READY.get(analysis)
+    if name and data.get(name) in ([], None):
+        has_completed = any((item.status or "").lower() == "completed" for item in progress)
+        later = "try again later" if has_completed else "no statement is completed, so it may stay empty"
+        raise _not_ready(request, answer, f"its list {name!r} is still empty; {later}")
+    return answer, data
+
+
 def _read_analysis(request: Request, entity_id: str, answer: Answer) -> AnalysisAnswer:
     analysis = read_as(AnalysisAnswer, request, answer)
-    if analysis.entity_id not in {None, entity_id}:
-        raise unexpected(request, answer, "but the answer is about another entity")
+    _check_entity(request, answer, analysis.entity_id, entity_id)
     return analysis
+
+
+def _check_entity(request: Request, answer: Answer, found: str | None, entity_id: str) -> None:
+    if found not in {None, entity_id}:
+        raise unexpected(request, answer, "but the answer is about another entity")
+
+
+def _check_progress(request: Request, answer: Answer, progress: Sequence[StatementProgress]) -> None:
+    total = len(progress)
+    unfinished = sum((item.status or "").lower() not in {"completed", "failed"} for item in progress)
+    if unfinished or not total:
+        why = f"{unfinished} of {total} statements are still being processed" if total else "no statement yet"
+        raise _not_ready(request, answer, f"{why}; wait for them with a sensor first")
 
 
 def _has_detail(body: bytes) -> bool:

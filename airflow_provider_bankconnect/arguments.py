@@ -106,7 +106,7 @@ def check_webhook_url(webhook_url: object, *, allow_private_host: bool = False) 
         raise ValueError("webhook_url must be an absolute https:// URL with a host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("webhook_url must have no user info")
-    if _is_private(host or "") and not allow_private_host:
+    if is_private_host(host or "") and not allow_private_host:
         raise ValueError(
             f"webhook_url's host {host!r} is private, loopback or link-local: BankConnect cannot reach it. "
             "Give a public one, or allow_private_host=True for a vendor inside your own network"
@@ -114,7 +114,8 @@ def check_webhook_url(webhook_url: object, *, allow_private_host: bool = False) 
     return webhook_url
 
 
-def _is_private(host: str) -> bool:
+def is_private_host(host: str) -> bool:
+    """Return whether a host is literally private, loopback or link-local; a name is not looked up."""
     # HTTP clients decode percent escapes, and read an ideographic full stop as a dot.
     name = unicodedata.normalize("NFKC", unquote(host)).replace("\u3002", ".").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
@@ -127,6 +128,11 @@ def _is_private(host: str) -> bool:
             address = ipaddress.IPv4Address(socket.inet_aton(name))
         except (OSError, UnicodeEncodeError):
             return False
+    return is_private_address(address)
+
+
+def is_private_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Return whether an address is not one of the public internet."""
     address = getattr(address, "ipv4_mapped", None) or address
     return not address.is_global or address.is_multicast or address.is_reserved
 

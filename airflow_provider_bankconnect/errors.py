@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = [
     "BankConnectAuthError", "BankConnectCertificateError", "BankConnectConnectionError", "BankConnectError",
-    "BankConnectForbiddenError", "BankConnectHostError", "BankConnectLimitError", "BankConnectNotFoundError",
-    "BankConnectNotReadyError", "BankConnectRateLimitError", "BankConnectResponseError", "BankConnectServerError",
-    "BankConnectSettingsError", "BankConnectTimezoneError", "BankConnectTransientError",
+    "BankConnectForbiddenError", "BankConnectHostError", "BankConnectLimitError", "BankConnectLinkError",
+    "BankConnectNotFoundError", "BankConnectNotReadyError", "BankConnectRateLimitError", "BankConnectResponseError",
+    "BankConnectServerError", "BankConnectSettingsError", "BankConnectTimezoneError", "BankConnectTransientError",
 ]  # fmt: skip
 
 
@@ -64,6 +64,10 @@ class BankConnectHostError(BankConnectConnectionError):
 
 class BankConnectLimitError(BankConnectError):
     """A link has more entities than a gate can ask for."""
+
+
+class BankConnectLinkError(BankConnectError):
+    """A link of BankConnect does not lead to the file: it has expired, is not safe to follow, or leads to another."""
 
 
 class BankConnectSettingsError(BankConnectError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import itertools
 import os
 import queue
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+
+from airflow_provider_bankconnect.arguments import is_private_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +36,10 @@ ATTEMPT_DELAY: Final = 0.25
 # As aiohttp's own cache.
 _CACHE_SECONDS: Final = 10.0
 _IN_PROGRESS: Final = {0, errno.EINPROGRESS, errno.EWOULDBLOCK}
+
+
+class PrivateAddressError(ValueError):
+    """A host that has to be public has an address that is not one of the public internet."""
 
 
 def resolve(host: str, port: int, family: int, seconds: float) -> list[AddressInfo]:
@@ -57,6 +64,16 @@ def resolve(host: str, port: int, family: int, seconds: float) -> list[AddressIn
     if isinstance(found, Exception):
         raise found
     return _in_turn(found)
+
+
+def refuse_private(found: Iterable[AddressInfo]) -> None:
+    """Refuse a host with an address that is not one of the public internet.
+
+    :raises PrivateAddressError: it has one.
+    """
+    for *_, where in found:
+        if is_private_address(ipaddress.ip_address(where[0].partition("%")[0])):
+            raise PrivateAddressError
 
 
 def _in_turn(found: Iterable[AddressInfo]) -> list[AddressInfo]:

@@ -157,6 +157,27 @@ class BankConnectHook(BaseHook):
         """
         return self.get_analysis(entity_id, "transactions", account_id)
 
+    def get_reports(self, entity_id: str | int) -> list[api.Report]:
+        """Get the links of the Excel reports, one for each account. They need no keys and are valid for one hour.
+
+        :raises BankConnectNotReadyError: as in :meth:`get_analysis`, or a report has no link yet.
+        """
+        return self.run(api.get_reports(entity_id))
+
+    def get_pdfs(self, entity_id: str | int) -> list[api.StatementPdf]:
+        """Get the links and passwords of the PDFs of an entity's statements. The passwords are masked in logs.
+
+        Airflow masks no text of fewer than five characters. Links need no keys and are valid for one hour; from 30 days
+        after the upload on they are blank.
+
+        :raises BankConnectNotReadyError: there is no statement yet.
+        """
+        found = self.run(api.get_pdfs(entity_id))
+        for pdf in found:
+            if pdf.password:
+                mask_secret(pdf.password)
+        return found
+
     def test_connection(self) -> tuple[bool, str]:
         """Get the payloads of a random link: that needs both keys and reads no customer's data."""
         try:
@@ -175,14 +196,7 @@ class BankConnectHook(BaseHook):
 
     def run(self, call: api.Call[T]) -> T:
         """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(api.BankConnectTransientError)
-            & tenacity.retry_if_not_exception_type(api.BankConnectCertificateError),
-            stop=tenacity.stop_after_attempt(1 + self.max_retries),
-            wait=_wait,
-            before_sleep=self._log_retry,
-            reraise=True,
-        )
+        retrying = retries(self.max_retries, self._log_retry)
         step = api.advance(call)
         while isinstance(step, api.Request):
             answer: api.Answer | api.BankConnectError
@@ -311,6 +325,18 @@ class BankConnectAsyncHook:
         """Get BankConnect's whole answer, as :meth:`BankConnectHook.get_transactions` does."""
         return await self.get_analysis(entity_id, "transactions", account_id)
 
+    async def get_reports(self, entity_id: str | int) -> list[api.Report]:
+        """Get the links of the Excel reports, as :meth:`BankConnectHook.get_reports` does."""
+        return await self.run(api.get_reports(entity_id))
+
+    async def get_pdfs(self, entity_id: str | int) -> list[api.StatementPdf]:
+        """Get the links and passwords of the PDFs, as :meth:`BankConnectHook.get_pdfs` does."""
+        found = await self.run(api.get_pdfs(entity_id))
+        for pdf in found:
+            if pdf.password:
+                await asyncio.to_thread(mask_secret, pdf.password)
+        return found
+
     async def run(self, call: api.Call[T], *, before_next: Callable[[], None] | None = None) -> T:
         """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result.
 
@@ -336,6 +362,19 @@ class BankConnectAsyncHook:
         if self._session is None:
             raise RuntimeError("BankConnectAsyncHook was closed while it was sending")
         return api.check_status(request, await self._session.exchange(request))
+
+
+def retries(most: int, before_sleep: Callable[[tenacity.RetryCallState], None], **more: Any) -> tenacity.Retrying:  # noqa: ANN401 - tenacity's
+    """Return the rules of when to try again what has failed: never a certificate that does not verify."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(api.BankConnectTransientError)
+        & tenacity.retry_if_not_exception_type(api.BankConnectCertificateError),
+        stop=tenacity.stop_after_attempt(1 + most),
+        wait=_wait,
+        before_sleep=before_sleep,
+        reraise=True,
+        **more,
+    )
 
 
 def _parse(conn_id: str, connection: Connection, extra: dict[str, Any]) -> ConnectionSettings:

@@ -36,9 +36,13 @@ class TooManyInterimError(http.client.HTTPException):
 
 @dataclass
 class Trip:
-    """One request on its way. ``limit`` is when the present step has to be over, ``end`` when all of it has."""
+    """One request on its way. ``limit`` is when the present step has to be over, ``end`` when all of it has.
+
+    ``is_secret``: its path must not be logged.
+    """
 
     end: float
+    is_secret: bool = False
     limit: float = field(init=False)
     is_kept: bool = False
     is_answered: bool = False
@@ -117,6 +121,7 @@ class _Response(http.client.HTTPResponse):
 class _Connection(urllib3.connection.HTTPSConnection):
     response_class = _Response
     kept: ClassVar[KeptConnections]
+    public_only: ClassVar[bool]
     _life: Life | None = None
     _is_new = True
     # While it connects: the addresses that are left.
@@ -176,6 +181,9 @@ class _Connection(urllib3.connection.HTTPSConnection):
         try:
             if self._addresses is None:
                 self._addresses = addresses.resolve(host, self.port, allowed_gai_family(), trip.end - time.monotonic())
+                # A proxy looks the host up itself.
+                if self.public_only and self.proxy is None:
+                    addresses.refuse_private(self._addresses)
             sock, address = addresses.race(self._addresses, trip.end - time.monotonic(), begin)
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
@@ -198,12 +206,15 @@ class Adapter(HTTPAdapter):
 
     :param bundle: the CA bundle of ``context``.
     :param kept: the rules for kept connections.
+    :param public_only: refuse a host with an address that is not one of the public internet.
     """
 
-    def __init__(self, bundle: str, context: ssl.SSLContext, kept: KeptConnections) -> None:
+    def __init__(
+        self, bundle: str, context: ssl.SSLContext, kept: KeptConnections, *, public_only: bool = False
+    ) -> None:
         self._contexts = {bundle: _with_limits(context)}
         self._first = context
-        connection = type("_Connection", (_Connection,), {"kept": kept})
+        connection = type("_Connection", (_Connection,), {"kept": kept, "public_only": public_only})
         self._pool = type("_Pool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": connection})
         super().__init__()
 

@@ -104,7 +104,7 @@ class Session(requests.Session):
         # urllib3 does not wrap all of its errors: a negative chunk length is a ValueError.
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             if answer is None or answer.status == HTTPStatus.OK:
-                raise _connection_error(request, error, self._settings) from None
+                raise connection_error(request, error, self._settings) from None
         finally:
             trip_of_request.reset(token)
         return answer
@@ -216,7 +216,7 @@ class AsyncSession:
             if answer is None and trip.take_another_way(error, self._kept):
                 return None
             if answer is None or answer.status == HTTPStatus.OK:
-                raise _connection_error(request, error, self._settings) from None
+                raise connection_error(request, error, self._settings) from None
         trip.note_use()
         return answer
 
@@ -246,7 +246,7 @@ def _refuse_large(request: api.Request, answer: api.Answer, size: int) -> None:
         )
 
 
-def _connection_error(
+def connection_error(
     request: api.Request, error: Exception, settings: api.ConnectionSettings
 ) -> api.BankConnectConnectionError:
     """Make our error of a library's, whose message may quote what was sent or received."""

@@ -1,4 +1,4 @@
-"""Tasks that register a webhook endpoint, or record missed webhooks."""
+"""Tasks that register a webhook endpoint, record missed webhooks, or keep reports in an object storage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from airflow_provider_bankconnect.api import WebhookMode, check_webhook_url
 from airflow_provider_bankconnect.arguments import check_conn_id, is_literal
 from airflow_provider_bankconnect.gate import Expectation, Row, newest_of_each_statement, why_not_considered
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.operators.storage import BankConnectReportToStorageOperator
 from airflow_provider_bankconnect.receiver.address import is_on, require_airflow, webhook_url
 from airflow_provider_bankconnect.receiver.client import (
     WebhookReceiverError,
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from airflow.providers.common.compat.sdk import Context, XComArg
+
+__all__ = [
+    "BankConnectCatchUpOperator",
+    "BankConnectReportToStorageOperator",
+    "BankConnectUpdateWebhookOperator",
+]
 
 # Links between two lines of the log.
 _LOG_EVERY: Final = 100

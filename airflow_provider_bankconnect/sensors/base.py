@@ -17,14 +17,14 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_bankconnect import api
-from airflow_provider_bankconnect.arguments import check_conn_id, check_id, is_literal
+from airflow_provider_bankconnect.arguments import check_conn_id, is_literal
 from airflow_provider_bankconnect.expectation import check_on_failed
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.map_index import NamedByCustomer
 from airflow_provider_bankconnect.receiver.address import is_on
 from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
 from airflow_provider_bankconnect.triggers.bankconnect import wait_event
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
-from airflow_provider_bankconnect.words import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,17 +42,13 @@ _BACKSTOP: Final = timedelta(minutes=2)
 # A webhook may arrive this much later than BankConnect's own record shows the statement.
 _WEBHOOK_DELAY: Final = timedelta(seconds=10)
 _CHECK_SECONDS: Final = 5.0
-# An id may hold braces: it is a value, never a part of the template.
-_MAP_INDEX_TEMPLATE: Final = "{{ bankconnect_customer }}"
-# The length of Airflow's column.
-_LONGEST_MAP_INDEX: Final = 250
 
 
 class BankConnectWaitError(api.BankConnectError):
     """A deferred wait returned an event that no gate may pass on."""
 
 
-class BankConnectBaseSensor(BaseSensorOperator):
+class BankConnectBaseSensor(NamedByCustomer, BaseSensorOperator):
     """Pokes, or defers, as its wait says."""
 
     ui_color = "#d8e6f3"
@@ -143,31 +139,6 @@ class BankConnectBaseSensor(BaseSensorOperator):
     def _refuse_known_mistakes(self) -> None:
         """Fail at parsing if the mistake is visible there; templates are checked when they are rendered."""
         self._gate_type.parse(**self._parse_time_arguments())
-
-    # Airflow calls it for a mapped task too, before it renders the name of the task's map index. The default of an
-    # argument would not do: the map_index_template of a mapped task is only what its DAG gives to partial().
-    def _do_render_template_fields(
-        self, parent: Any, template_fields: Any, context: Context, *args: Any, **kwargs: Any
-    ) -> None:
-        super()._do_render_template_fields(parent, template_fields, context, *args, **kwargs)
-        if parent is self:
-            self._name_map_index(context)
-
-    def _name_map_index(self, context: Context) -> None:
-        """Have Airflow show a mapped task by its customer and not by a number, if the DAG has no template for that."""
-        values: Any = context
-        map_index = getattr(values.get("ti"), "map_index", None)
-        if map_index is None or map_index < 0 or values.get("map_index_template") is not None:
-            return
-        given = {"link": getattr(self, "link_id", None), "entity": getattr(self, "entity_id", None)}
-        try:
-            names = [f"{word} {plain(check_id(word, value))}" for word, value in given.items() if value is not None]
-        except ValueError:
-            # The gate will refuse it, and name the argument.
-            return
-        if names:
-            values["bankconnect_customer"] = ", ".join(names)[:_LONGEST_MAP_INDEX]
-            values["map_index_template"] = _MAP_INDEX_TEMPLATE
 
     def _begin(self, hook: BankConnectHook, context: Context) -> Wait:
         now = datetime.now(UTC)

@@ -15,6 +15,8 @@ from uuid import uuid4
 from airflow.models.asset import AssetEvent, AssetModel, association_table
 from airflow.models.dag_version import DagVersion
 from airflow.models.dagrun import DagRun
+from airflow.models.log import Log
+from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
 from airflow.utils.session import create_session
@@ -34,6 +36,7 @@ def fill(
     *,
     events: int = 0,
     waits: int = 0,
+    audit: int = 0,
     span_hours: float = 24.0,
     links: list[str] | None = None,
     conn_id: str = "bankconnect_default",
@@ -43,6 +46,7 @@ def fill(
 ) -> None:
     """Add webhook events with a run each, evenly over the last hours, and open waits, the oldest of them a day old.
 
+    :param audit: how many rows of other actions the audit log has, over the same hours.
     :param links: the links of the first customers; the others get made-up ones.
     :param unreadable: make the arguments of the oldest trigger unreadable, as another Fernet key does.
     :param on_webhook: the DAG of the runs that the events started.
@@ -59,6 +63,9 @@ def fill(
             numbers = range(first, min(first + CHUNK, waits))
             begun = [now - timedelta(hours=24 * (waits - number) / waits) for number in numbers]
             add_waits(session, [names[number] for number in numbers], begun, conn_id, wait_dag)
+        for first in range(0, audit, CHUNK):
+            times = [now - timedelta(hours=span_hours * number / audit) for number in range(first, first + CHUNK)]
+            session.execute(insert(Log), [{"event": "trigger", "owner": "airflow", "dttm": when} for when in times])
         if unreadable:
             session.execute(
                 Trigger.__table__.update()
@@ -135,6 +142,12 @@ def add_waits(session: Any, links: list[str], started: list[datetime], conn_id: 
         for one, begun, trigger_id in zip(runs, started, ids, strict=True)
     ]
     session.execute(insert(TaskInstance), tasks)
+    keys = ("dag_id", "task_id", "run_id", "map_index")
+    rendered = [
+        {"rendered_fields": {"link_id": link}, **{key: task[key] for key in keys}}
+        for task, link in zip(tasks, links, strict=True)
+    ]
+    session.execute(insert(RenderedTaskInstanceFields), rendered)
 
 
 def run(dag_id: str, run_id: str, now: datetime, state: str) -> dict[str, Any]:
