@@ -133,7 +133,7 @@ def answer(state: State, link: Link | None = None) -> Row:
 
 
 def accounts_in(state: State, items: list[Row] | None = None) -> list[Account]:
-    """Return the accounts that have a completed statement, by number; only the one asked for where that is heeded."""
+    """Return the accounts that have a completed statement, by number; in some analyses only the one asked for."""
     found = json.loads(state.progress) if items is None else items
     done = [str(item.get("statement_id")) for item in found if item.get("status") == "completed"]
     number_of = {shape.statement_id: account.number for account in state.accounts for shape in account.statements}

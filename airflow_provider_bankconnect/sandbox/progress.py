@@ -41,11 +41,13 @@ class Entity:
     plays: list[Play] = field(default_factory=list)
     fixed_progress: dict[str, list[tuple[datetime, list[Row]]]] = field(default_factory=dict)
     _first: dict[str, Statement] = field(default_factory=dict)
+    _of_account: dict[int, list[Play]] = field(default_factory=dict)
 
     def add(self, play: Play) -> None:
         """Add a statement, or one that is processed a second time: that keeps what the first one says."""
         self.plays.append(play)
         self._first.setdefault(play.statement_id, play.statement)
+        self._of_account.setdefault(self.account_of(play.statement_id), []).append(play)
 
     def account_of(self, statement_id: str) -> int:
         """Return the number of the account that a statement is of; 0 for one that is not on the timeline."""
@@ -55,15 +57,16 @@ class Entity:
     def shape_of(self, statement_id: str) -> StatementShape:
         """Return what the transactions and the file of a statement are made from."""
         first = self._first.get(statement_id)
-        return (
-            StatementShape(statement_id, first.transactions, first.file_bytes)
-            if first
-            else StatementShape(statement_id)
-        )
+        if first is None:
+            return StatementShape(statement_id)
+        return StatementShape(statement_id, first.transactions, first.file_bytes)
+
+    def plays_of(self, account: int) -> list[Play]:
+        """Return the statements of one account."""
+        return self._of_account.get(account, [])
 
     def only(self, account: int) -> Entity:
         """Return the entity with the statements of one account."""
-        plays = [play for play in self.plays if self.account_of(play.statement_id) == account]
         fixed = {
             name: [
                 (since, [item for item in items if self.account_of(statement_of(item)) == account])
@@ -71,7 +74,7 @@ class Entity:
             ]
             for name, versions in self.fixed_progress.items()
         }
-        return replace(self, plays=plays, fixed_progress=fixed)
+        return replace(self, plays=self.plays_of(account), fixed_progress=fixed)
 
 
 def progress_of(entity: Entity, analysis: str, now: datetime, status: TransactionStatus) -> list[Row]:

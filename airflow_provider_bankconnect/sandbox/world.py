@@ -238,10 +238,12 @@ class World:
         """Return the statement whose uploaded file can be fetched now, or None."""
         with self._lock:
             entity, now = self._entities.get(entity_id), self._clock()
-            for play in entity.plays if entity else ():
-                if entity and play.statement_id == statement_id and play.begins <= now:
-                    return entity.shape_of(statement_id) if now < play.begins + PDF_KEPT else None
-        return None
+            if entity is None:
+                return None
+            of_account = entity.plays_of(entity.account_of(statement_id))
+            uploads = (play.begins for play in of_account if play.statement_id == statement_id and play.begins <= now)
+            uploaded = next(uploads, None)
+            return None if uploaded is None or now >= uploaded + PDF_KEPT else entity.shape_of(statement_id)
 
     def entities(self, link_id: str | None) -> list[Row]:
         """Return all entities, or those of a link."""
