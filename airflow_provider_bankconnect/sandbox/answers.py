@@ -139,7 +139,7 @@ def accounts_in(state: State, items: list[Row] | None = None) -> list[Account]:
     number_of = {shape.statement_id: account.number for account in state.accounts for shape in account.statements}
     completed: dict[int, list[str]] = {}
     for statement_id in done:
-        completed.setdefault(number_of[statement_id], []).append(statement_id)
+        completed.setdefault(number_of.get(statement_id, 0), []).append(statement_id)
     accounts = [Account(state, one, completed[one.number]) for one in state.accounts if one.number in completed]
     wanted = state.account_id if state.analysis in _FILTERED else None
     return [account for account in accounts if wanted in {None, account.account_id}]

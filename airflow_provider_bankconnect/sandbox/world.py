@@ -185,7 +185,7 @@ class World:
     ) -> State | None:
         """Return what the answer of one analysis depends on, or None for an unknown entity.
 
-        :param account_id: the account that the request asks for; whether the analysis heeds it is decided later.
+        :param account_id: the account that the request asks for; not every analysis is filtered by it.
         :param only: leave out the statements of all accounts but the one of this number.
         """
         with self._lock:
