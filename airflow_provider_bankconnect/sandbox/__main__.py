@@ -46,6 +46,10 @@ examples
     python -m {package} --statement link=loan-1,after=10 \\
         --statement link=loan-2,after=30,mode=pdf,progress=failed,reason="Password protected"
 
+  A customer with two accounts, and files of 1 MiB and 300 KiB:
+    python -m {package} --statement link=loan-1,file_bytes=1048576 \\
+        --statement link=loan-1,account=1,mode=pdf,file_bytes=307200
+
   A failed login of which no entity is named, in an account without transaction_status and predictors:
     python -m {package} --statement link=loan-1,entity=,statement=,progress=failed \\
         --transaction-status absent --not-enabled predictors

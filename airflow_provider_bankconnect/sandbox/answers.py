@@ -6,16 +6,17 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import figures
-from .data import StatementShape, account_of, identity_of, transactions_of
+from .data import AccountShape, account_of, identity_of, transactions_of
 
 if TYPE_CHECKING:
     from datetime import datetime
 
 Row = dict[str, Any]
-# Makes a link that expires, from the kind of file, the entity and the account.
+# Makes a link that expires, from the kind of file, the entity and the number of the account.
 Link = Callable[[Literal["xlsx"], str, str], str]
 
 _FILTERED: Final = {
@@ -48,19 +49,53 @@ class State:
     entity_id: str
     account_id: str | None
     progress: str
-    shapes: tuple[StatementShape, ...]
-    updated: datetime
+    accounts: tuple[AccountShape, ...]
     seed: int
     anchor: datetime
 
 
 @dataclass(frozen=True)
-class Customer:
-    """The invented account of an entity, and its transactions that can be read in a state."""
+class Account:
+    """An invented account with at least one completed statement, as a state shows it.
 
-    account: Row
-    name: Row
-    rows: list[Row]
+    Its transactions are invented on first use: the list of a thousand reports needs none.
+    """
+
+    state: State
+    shape: AccountShape
+    completed: list[str]
+
+    @property
+    def account_id(self) -> str:
+        """The id of the account."""
+        account_id: str = self._invented["account_id"]
+        return account_id
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The transactions of the completed statements."""
+        seed, entity_id, anchor = self.state.seed, self.state.entity_id, self.state.anchor
+        found = transactions_of(seed, entity_id, self.shape.number, self.shape.statements, anchor)
+        return [row for statement_id in self.completed for row in found.get(statement_id, [])]
+
+    @cached_property
+    def item(self) -> Row:
+        """The item of the account in ``accounts``."""
+        return {
+            **self._invented,
+            "months": sorted({row["date"][:7] for row in self.rows}),
+            "statements": self.completed,
+            "last_updated": f"{self.shape.updated:%Y-%m-%dT%H:%M:%S.%f}Z",
+        }
+
+    @property
+    def identity(self) -> Row:
+        """The owner of the account."""
+        return identity_of(self.state.seed, self.state.entity_id, self.shape.number)
+
+    @property
+    def _invented(self) -> Row:
+        return account_of(self.state.seed, self.state.entity_id, self.shape.number)
 
 
 class Bodies:
@@ -86,34 +121,28 @@ class Bodies:
 def answer(state: State, link: Link | None = None) -> Row:
     """Return the whole answer of an analysis; without ``link`` its links are blank."""
     items: list[Row] = json.loads(state.progress)
-    customer = customer_of(state, items)
+    accounts = accounts_in(state, items)
     shown: Row = {"entity_id": state.entity_id, "progress": items}
     if state.analysis in _WITH_ACCOUNTS:
-        shown["accounts"] = [] if customer is None else [customer.account]
+        shown["accounts"] = [account.item for account in accounts]
         if state.analysis != "monthly_analysis_updated":
             shown["fraud"] = {"fraudulent_statements": [], "fraud_type": []}
     if not _is_ready(state.analysis, [item.get("status") for item in items]):
-        customer = None
-    return shown | _values(state, customer, link)
+        accounts = []
+    return shown | _values(state, accounts, link)
 
 
-def customer_of(state: State, items: list[Row] | None = None) -> Customer | None:
-    """Return the customer with the transactions of the completed statements, or None if there is none to show."""
+def accounts_in(state: State, items: list[Row] | None = None) -> list[Account]:
+    """Return the accounts that have a completed statement, by number; in some analyses only the one asked for."""
     found = json.loads(state.progress) if items is None else items
     done = [str(item.get("statement_id")) for item in found if item.get("status") == "completed"]
-    account = account_of(state.seed, state.entity_id)
+    number_of = {shape.statement_id: account.number for account in state.accounts for shape in account.statements}
+    completed: dict[int, list[str]] = {}
+    for statement_id in done:
+        completed.setdefault(number_of.get(statement_id, 0), []).append(statement_id)
+    accounts = [Account(state, one, completed[one.number]) for one in state.accounts if one.number in completed]
     wanted = state.account_id if state.analysis in _FILTERED else None
-    if not done or wanted not in {None, account["account_id"]}:
-        return None
-    by_statement = transactions_of(state.seed, state.entity_id, account["account_id"], state.shapes, state.anchor)
-    rows = [row for statement_id in done for row in by_statement.get(statement_id, [])]
-    shown = {
-        **account,
-        "months": sorted({row["date"][:7] for row in rows}),
-        "statements": done,
-        "last_updated": f"{state.updated:%Y-%m-%dT%H:%M:%S.%f}Z",
-    }
-    return Customer(shown, identity_of(state.seed, state.entity_id), rows)
+    return [account for account in accounts if wanted in {None, account.account_id}]
 
 
 def _is_ready(analysis: str, statuses: list[object]) -> bool:
@@ -125,19 +154,18 @@ def _is_ready(analysis: str, statuses: list[object]) -> bool:
     return True
 
 
-def _values(state: State, customer: Customer | None, link: Link | None) -> Row:
-    rows = customer.rows if customer else []
+def _values(state: State, accounts: list[Account], link: Link | None) -> Row:
     if state.analysis in _OF_ROWS:
         name, make = _OF_ROWS[state.analysis]
-        return {name: make(rows)}
+        return {name: make([row for account in accounts for row in account.rows])}
     if state.analysis in _OF_ACCOUNT:
         name, describe = _OF_ACCOUNT[state.analysis]
-        return {name: [describe(customer)] if customer else []}
+        return {name: [describe(account) for account in accounts]}
     if state.analysis == "xlsx_report":
-        return {"reports": [_report(state, customer, link)] if customer else []}
+        return {"reports": [_report(account, link) for account in accounts]}
     if state.analysis == "monthly_analysis_updated":
         # So it is documented: a list below "account_id", of objects whose only key is the account's id.
-        return {"monthly_analysis": {"account_id": [_monthly_analysis(customer)] if customer else []}}
+        return {"monthly_analysis": {"account_id": [_monthly_analysis(account) for account in accounts]}}
     return {}
 
 
@@ -153,22 +181,22 @@ def _top_credits_debits(rows: list[Row]) -> Row:
     return {f"top_5_{kind}": figures.top_five(rows, kind) for kind in ("credit", "debit")}
 
 
-def _monthly_analysis(customer: Customer) -> Row:
-    return {customer.account["account_id"]: {"monthly_analysis": figures.monthly_analysis(customer.rows)}}
+def _monthly_analysis(account: Account) -> Row:
+    return {account.account_id: {"monthly_analysis": figures.monthly_analysis(account.rows)}}
 
 
-def _report(state: State, customer: Customer, link: Link | None) -> Row:
-    account_id = customer.account["account_id"]
-    return {"account_id": account_id, "link": link("xlsx", state.entity_id, account_id) if link else ""}
+def _report(account: Account, link: Link | None) -> Row:
+    made = link("xlsx", account.state.entity_id, str(account.shape.number)) if link else ""
+    return {"account_id": account.account_id, "link": made}
 
 
-def _predictors(customer: Customer) -> Row:
-    values = figures.predictors(customer.rows, customer.account, customer.name["name"])
-    return {"account_id": customer.account["account_id"], "predictors": values}
+def _predictors(account: Account) -> Row:
+    values = figures.predictors(account.rows, account.item, account.identity["name"])
+    return {"account_id": account.account_id, "predictors": values}
 
 
-def _score(customer: Customer) -> Row:
-    return {"account_id": customer.account["account_id"], "score": figures.score(customer.rows)}
+def _score(account: Account) -> Row:
+    return {"account_id": account.account_id, "score": figures.score(account.rows)}
 
 
 _OF_ROWS: Final[dict[str, tuple[str, Callable[[list[Row]], object]]]] = {
@@ -179,8 +207,8 @@ _OF_ROWS: Final[dict[str, tuple[str, Callable[[list[Row]], object]]]] = {
     "get_expense_categories": ("categories", figures.categories),
     "top_credits_debits": ("top_5_credit_debit", _top_credits_debits),
 }
-_OF_ACCOUNT: Final[dict[str, tuple[str, Callable[[Customer], Row]]]] = {
-    "identity": ("identity", lambda customer: customer.name),
+_OF_ACCOUNT: Final[dict[str, tuple[str, Callable[[Account], Row]]]] = {
+    "identity": ("identity", lambda account: account.identity),
     "predictors": ("predictors", _predictors),
     "score": ("score", _score),
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import Response
 
 from .clock import real_clock
+from .padding import Content, FileResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,9 +51,10 @@ class Half(Response):
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """Send the half, and close the connection."""
-        body = bytes(self._whole.body)
+        content = self._whole.content if isinstance(self._whole, FileResponse) else Content(bytes(self._whole.body))
         await send({"type": "http.response.start", "status": self.status_code, "headers": self._whole.raw_headers})
-        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+        for piece in content.pieces(len(content) // 2):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
         await self._wire.close()
 
 

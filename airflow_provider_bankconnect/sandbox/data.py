@@ -25,10 +25,20 @@ _FIRST_NAMES = ("ASHA", "RAVI", "MEENA", "KIRAN", "FARAH", "JOSEPH")
 
 @dataclass(frozen=True)
 class StatementShape:
-    """What is needed to invent a statement: its id, and the requested number of transactions."""
+    """What is needed to invent a statement: its id, the number of transactions, and the size of its file."""
 
     statement_id: str
     transactions: int | None = None
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class AccountShape:
+    """One of the accounts of an entity: its number, its statements, and when one of them ended last."""
+
+    number: int
+    statements: tuple[StatementShape, ...]
+    updated: datetime
 
 
 def new_id(rng: random.Random) -> str:
@@ -43,10 +53,10 @@ def count_of(seed: int, shape: StatementShape) -> int:
     return random.Random(f"{seed}/count/{shape.statement_id}").randint(28, 60)
 
 
-@lru_cache(maxsize=1024)
-def account_of(seed: int, entity_id: str) -> dict[str, Any]:
-    """Invent the one bank account of an entity. The dict is shared: do not change it."""
-    rng = random.Random(f"{seed}/account/{entity_id}")
+@lru_cache(maxsize=8192)
+def account_of(seed: int, entity_id: str, number: int) -> dict[str, Any]:
+    """Invent a bank account of an entity; they are counted from 0. The dict is shared: do not change it."""
+    rng = random.Random(f"{seed}/{_numbered('account', number)}/{entity_id}")
     return {
         "account_id": new_id(rng),
         "account_number": f"0000{rng.randrange(10**8):08d}",
@@ -58,10 +68,10 @@ def account_of(seed: int, entity_id: str) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1024)
-def identity_of(seed: int, entity_id: str) -> dict[str, Any]:
-    """Invent the owner of an entity's account. The dict is shared: do not change it."""
-    account = account_of(seed, entity_id)
+@lru_cache(maxsize=8192)
+def identity_of(seed: int, entity_id: str, number: int) -> dict[str, Any]:
+    """Invent the owner of an account, who is that of all accounts of the entity. Do not change the shared dict."""
+    account = account_of(seed, entity_id, number)
     rng = random.Random(f"{seed}/identity/{entity_id}")
     return {
         "account_id": account["account_id"],
@@ -75,18 +85,19 @@ def identity_of(seed: int, entity_id: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def transactions_of(
-    seed: int, entity_id: str, account_id: str, shapes: tuple[StatementShape, ...], anchor: datetime
+    seed: int, entity_id: str, number: int, shapes: tuple[StatementShape, ...], anchor: datetime
 ) -> dict[str, list[dict[str, Any]]]:
-    """Invent the transactions of each statement: one month each, with balances that add up."""
-    balance = random.Random(f"{seed}/opening/{entity_id}").randint(1_000_000, 9_000_000)
+    """Invent the transactions of each statement of an account: one month each, with balances that add up."""
+    account_id = account_of(seed, entity_id, number)["account_id"]
+    balance = random.Random(f"{seed}/{_numbered('opening', number)}/{entity_id}").randint(1_000_000, 9_000_000)
     first = (anchor - timedelta(days=30 * _MONTHS_BACK)).replace(hour=0, minute=0, second=0, microsecond=0)
     transactions: dict[str, list[dict[str, Any]]] = {}
     for month, shape in enumerate(shapes):
         rng = random.Random(f"{seed}/statement/{shape.statement_id}")
         days = sorted(rng.randrange(30) for _ in range(count_of(seed, shape)))
         transactions[shape.statement_id] = rows = []
-        for number, day in enumerate(days):
-            channel, note, category, low, high, credit = _pick(rng, number)
+        for position, day in enumerate(days):
+            channel, note, category, low, high, credit = _pick(rng, position)
             amount = rng.randint(low, high)
             # A debit above the balance becomes a credit, so that no account is overdrawn.
             credit = credit or amount > balance
@@ -110,14 +121,19 @@ def transactions_of(
     return transactions
 
 
-def _pick(rng: random.Random, number: int) -> tuple[str, str, str, int, int, bool]:
+def _numbered(name: str, number: int) -> str:
+    # The number stands before the entity's id, which may be any text, so that no two accounts are alike.
+    return f"{name} {number}" if number else name
+
+
+def _pick(rng: random.Random, position: int) -> tuple[str, str, str, int, int, bool]:
     monthly = (
         ("net_banking_transfer", "NEFT/EXAMPLE INDUSTRIES SALARY", "Salary", 4_500_000, 4_500_000, True),
         ("net_banking_transfer", "ACH/IMAGINARY LANDLORD RENT", "Rent", 1_500_000, 1_500_000, False),
         ("auto_debit_payment", "ACH/SAMPLE FINANCE EMI", "Loan", 620_000, 620_000, False),
     )
-    if number < len(monthly):
-        return monthly[number]
+    if position < len(monthly):
+        return monthly[position]
     if rng.random() < 0.15:  # noqa: PLR2004 - the share of incoming transfers
         return (*_INCOMING, True)
     return (*rng.choice(_SPENDING), False)

@@ -1,6 +1,7 @@
 """Figures computed from invented transactions: by month, by category, for predictors and the score.
 
-Rows are those of :func:`~.data.transactions_of`, oldest first. The months of each analysis have BankConnect's formats.
+Rows are those of :func:`~.data.transactions_of`, oldest first in each account. The months of each analysis have
+BankConnect's formats.
 """
 
 from __future__ import annotations
@@ -111,11 +112,11 @@ def categories(rows: Iterable[Row]) -> list[Row]:
 
 
 def recurring(rows: Iterable[Row], kind: str) -> list[Row]:
-    """Return the sets of recurring credits or debits."""
-    sets: dict[str, list[Row]] = {}
+    """Return the sets of recurring credits or debits of each account."""
+    sets: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["transaction_type"] == kind and row["category"] in REPEATED_MONTHLY:
-            sets.setdefault(row["transaction_note"], []).append(with_clean_note(row))
+            sets.setdefault((row["account_id"], row["transaction_note"]), []).append(with_clean_note(row))
     return [
         {
             "account_id": found[0]["account_id"],

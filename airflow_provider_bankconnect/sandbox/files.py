@@ -16,7 +16,8 @@ from xml.sax.saxutils import escape
 
 from starlette.responses import Response
 
-from .answers import Bodies, customer_of
+from .answers import Bodies, accounts_in
+from .padding import PADDING_TYPE, Content, FileResponse, padded_pdf, padded_workbook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ _CONTENT: Final = "application/vnd.openxmlformats-officedocument.spreadsheetml"
 
 @dataclass(frozen=True)
 class File:
-    """What a link points to: the report of an account, or the PDF of a statement."""
+    """What a link points to: the report of an account, by its number, or the PDF of a statement, by its id."""
 
     kind: Kind
     entity_id: str
@@ -102,27 +103,35 @@ class Files:
         file = self._links.read(token)
         if file is None:
             return _refuse(403, "AccessDenied", "This link is not valid, or it has expired.", headers)
-        content = self._report(file.entity_id) if file.kind == "xlsx" else self._pdf(file)
+        content = self._report(file) if file.kind == "xlsx" else self._pdf(file)
         if content is None:
             return _refuse(404, "NoSuchKey", "There is no such file.", headers)
-        return Response(content, 200, headers=headers, media_type=_MEDIA_TYPES[file.kind])
+        return FileResponse(content, headers, _MEDIA_TYPES[file.kind])
 
-    def _report(self, entity_id: str) -> bytes | None:
-        state = self._world.state(entity_id, "xlsx_report")
-        customer = None if state is None else customer_of(state)
-        if customer is None:
+    def _report(self, file: File) -> Content | None:
+        state = self._world.state(file.entity_id, "xlsx_report", only=int(file.subject))
+        accounts = [] if state is None else accounts_in(state)
+        if not accounts:
             return None
-        return self._bodies.get(("workbook", state), lambda: workbook(customer.rows))
+        (account,) = accounts
+        size = max(statement.file_bytes or 0 for statement in account.shape.statements)
+        # Kept without its padding.
+        archive = self._bodies.get(("workbook", state), lambda: workbook(account.rows, padded=size > 0))
+        return padded_workbook(archive, size) if size else Content(archive)
 
-    def _pdf(self, file: File) -> bytes | None:
-        found = self._world.pdfs(file.entity_id, lambda _: "kept") or []
-        if not any(one["statement_id"] == file.subject and one["pdf_url"] for one in found):
+    def _pdf(self, file: File) -> Content | None:
+        statement = self._world.pdf(file.entity_id, file.subject)
+        if statement is None:
             return None
-        return pdf(["INVENTED BANK STATEMENT", f"Statement {file.subject}", f"Entity {file.entity_id}"])
+        lines = ["INVENTED BANK STATEMENT", f"Statement {file.subject}", f"Entity {file.entity_id}"]
+        return padded_pdf(pdf(lines), statement.file_bytes or 0)
 
 
-def workbook(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Return a workbook with one sheet: a header, and one row for each transaction."""
+def workbook(rows: Sequence[dict[str, Any]], *, padded: bool = False) -> bytes:
+    """Return a workbook with one sheet: a header, and one row for each transaction.
+
+    :param padded: declare the part that :func:`~.padding.padded_workbook` adds.
+    """
     lines = [_sheet_row(_COLUMNS), *(_sheet_row([row[name] for name in _COLUMNS]) for row in rows)]
     main = f"{_OOXML}/spreadsheetml/2006/main"
     office = f"{_OOXML}/officeDocument/2006/relationships"
@@ -130,6 +139,7 @@ def workbook(rows: Sequence[dict[str, Any]]) -> bytes:
     parts = {
         "[Content_Types].xml": f'<Types xmlns="{package}/content-types">'
         '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        f"{PADDING_TYPE if padded else ''}"
         f'<Override PartName="/xl/workbook.xml" ContentType="{_CONTENT}.sheet.main+xml"/>'
         f'<Override PartName="/xl/worksheets/sheet1.xml" ContentType="{_CONTENT}.worksheet+xml"/></Types>',
         "_rels/.rels": f'<Relationships xmlns="{package}/relationships">'

@@ -84,6 +84,8 @@ WEBHOOK_KINDS: Final = ("drop", "duplicate", "late", "reorder", "replay", "forge
 # These replace the answer, at most one of them; the others change it, and several may be applied to one answer.
 ENDINGS: Final = ("status", "reset", "garbage", "half", "redirect", "firewall", "forget")
 
+MOST_FILE_BYTES: Final = 512 * 2**20
+
 _KEYS: Final = {"x-api-key", "server-hash"}
 _FIELD_OF_KIND: Final = {
     "interim_status": "interim",
@@ -157,6 +159,14 @@ class Statement(_Input):
     transactions: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="how many it has; left out: a few dozen, from the seed"
     )
+    account: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="which of the entity's accounts it is of, counted from 0"
+    )
+    file_bytes: Annotated[int, Field(ge=1, le=MOST_FILE_BYTES)] | None = Field(
+        default=None,
+        description="the size of its PDF; the workbook of its account has that of the account's largest. Left out, or "
+        "smaller than the content: as large as the content",
+    )
     pdf_password: str | None = Field(
         default=None, repr=False, description="for mode pdf: the password of its PDF, which get_pdfs answers in clear"
     )
@@ -167,6 +177,8 @@ class Statement(_Input):
             raise ValueError("a blank statement_id is a failed login: it needs progress 'failed' and mode 'online'")
         if self.entity_id == "" and self.statement_id != "":
             raise ValueError("a blank entity_id is for a failed login only: it needs statement_id '' as well")
+        if self.statement_id == "" and (self.account or self.file_bytes):
+            raise ValueError("account and file_bytes are of a statement: a failed login has none")
         if self.pdf_password is not None and self.mode != "pdf":
             raise ValueError("pdf_password is for a manual upload: it needs mode 'pdf'")
         if self.begins is not None and self.begins > self.after:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from .answers import State, answer
-from .data import BANK, StatementShape, account_of, new_id
-from .progress import Entity, Play, Row, progress_of
+from .data import BANK, account_of, new_id
+from .progress import Entity, Play, Row, accounts_of, progress_of
 
 if TYPE_CHECKING:
     from .clock import Clock
+    from .data import StatementShape
     from .models import Statement, TransactionStatus
 
 DATE_TIME: Final = "%Y-%m-%d %H:%M:%S"
@@ -105,7 +106,7 @@ class World:
             if play.entity_id:
                 entity = self._entity(play.entity_id, full.link_id)
                 if play.statement_id:
-                    entity.plays.append(play)
+                    entity.add(play)
             elif full.link_id is not None:
                 self._links.setdefault(full.link_id, [])
             if full.after < 0:
@@ -179,27 +180,29 @@ class World:
         """Return whether the link has an entity, a row or a login."""
         return link_id in self._links or link_id in self._history
 
-    def state(self, entity_id: str, analysis: str, account_id: str | None = None, ago: Ago = 0.0) -> State | None:
-        """Return what the answer of one analysis depends on, or None for an unknown entity."""
+    def state(
+        self, entity_id: str, analysis: str, account_id: str | None = None, ago: Ago = 0.0, *, only: int | None = None
+    ) -> State | None:
+        """Return what the answer of one analysis depends on, or None for an unknown entity.
+
+        :param account_id: the account that the request asks for; not every analysis is filtered by it.
+        :param only: leave out the statements of all accounts but the one of this number.
+        """
         with self._lock:
             self.advance()
             entity = self._entities.get(entity_id)
             if entity is None:
                 return None
+            if only is not None:
+                entity = entity.only(only)
             now = self._moment(ago)
             items = progress_of(entity, analysis, now, self._status)
-            counts: dict[str, int | None] = {}
-            for play in entity.plays:
-                counts.setdefault(play.statement_id, play.statement.transactions)
-            ids = [str(item.get("statement_id")) for item in items]
-            ended = (play.ends_for(analysis) for play in entity.plays)
             return State(
                 analysis=analysis,
                 entity_id=entity_id,
                 account_id=account_id,
                 progress=json.dumps(items),
-                shapes=tuple(StatementShape(one, counts.get(one)) for one in ids),
-                updated=max((end for end in ended if end <= now), default=self._anchor).astimezone(UTC),
+                accounts=accounts_of(entity, analysis, items, now, self._anchor),
                 seed=self.seed,
                 anchor=self._anchor,
             )
@@ -223,13 +226,24 @@ class World:
         return [
             {
                 "statement_id": statement_id,
-                "account_id": account_of(self.seed, entity_id)["account_id"],
+                "account_id": account_of(self.seed, entity_id, entity.account_of(statement_id))["account_id"],
                 "bank_name": BANK,
                 "pdf_url": link(statement_id) if now < play.begins + PDF_KEPT else "",
                 "pdf_password": play.statement.pdf_password,
             }
             for statement_id, play in uploaded.items()
         ]
+
+    def pdf(self, entity_id: str, statement_id: str) -> StatementShape | None:
+        """Return the statement whose uploaded file can be fetched now, or None."""
+        with self._lock:
+            entity, now = self._entities.get(entity_id), self._clock()
+            if entity is None:
+                return None
+            of_account = entity.plays_of(entity.account_of(statement_id))
+            uploads = (play.begins for play in of_account if play.statement_id == statement_id and play.begins <= now)
+            uploaded = next(uploads, None)
+            return None if uploaded is None or now >= uploaded + PDF_KEPT else entity.shape_of(statement_id)
 
     def entities(self, link_id: str | None) -> list[Row]:
         """Return all entities, or those of a link."""

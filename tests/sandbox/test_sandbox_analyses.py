@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import time
 from collections import defaultdict
+from datetime import UTC, datetime
 
 import pytest
 
 from airflow_provider_bankconnect.sandbox import Fault, Statement
 from airflow_provider_bankconnect.sandbox.answers import Bodies
+from airflow_provider_bankconnect.sandbox.data import StatementShape, account_of, transactions_of
 from airflow_provider_bankconnect.sandbox.models import ANALYSES
 
 SHARED = {"entity_id", "progress"}
@@ -286,6 +290,109 @@ def test_an_analysis_grows_with_each_completed_statement(client, clock):
     assert len(rows_of(client)) == 5
     clock.advance(10)
     assert len(rows_of(client)) == 12
+
+
+@pytest.fixture
+def accounts(client):
+    """A client whose entity ``e`` has accounts 0 and 2, and the ids of the two; account 1 has a failed statement."""
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="c", account=2))
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="failed", account=1, progress="failed"))
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="a"))
+    client.box.play(Statement(link_id="l", entity_id="e", statement_id="d", account=2, transactions=5))
+    return client, [account_of(client.box.seed, "e", number)["account_id"] for number in (0, 2)]
+
+
+def test_an_account_shows_its_own_statements(accounts):
+    client, ids = accounts
+    found = client.analysis("e", "accounts")["accounts"]
+    assert [one["account_id"] for one in found] == ids
+    assert [one["statements"] for one in found] == [["a"], ["c", "d"]]
+    assert len({one["account_number"] for one in found}) == 2
+    assert [(row["account_id"], row["statement_id"]) for row in rows_of(client) if row["category"] == "Salary"] == [
+        (ids[0], "a"), (ids[1], "c"), (ids[1], "d")
+    ]  # fmt: skip
+    assert len(rows_of(client, statement_id="d")) == 5
+
+
+@pytest.mark.parametrize("analysis", ["identity", "xlsx_report", "predictors", "score"])
+def test_an_analysis_has_one_value_for_each_account(accounts, analysis):
+    client, ids = accounts
+    assert [one["account_id"] for one in value(client.analysis("e", analysis), analysis)] == ids
+
+
+def test_the_accounts_of_a_customer_have_one_owner_and_their_own_figures(accounts):
+    client, ids = accounts
+    assert len({one["name"] for one in client.analysis("e", "identity")["identity"]}) == 1
+    monthly = client.analysis("e", "monthly_analysis_updated")["monthly_analysis"]["account_id"]
+    assert [[*one] for one in monthly] == [[account_id] for account_id in ids]
+    predictors = client.analysis("e", "predictors")["predictors"]
+    for one in predictors:
+        assert one["predictors"]["credits"] == amount(
+            rows_of(client, account_id=one["account_id"], transaction_type="credit")
+        )
+    for found in client.analysis("e", "recurring_transactions")["transactions"]["credit_transactions"]:
+        assert {row["account_id"] for row in found["transactions"]} == {found["account_id"]}
+
+
+@pytest.mark.parametrize("analysis", sorted(FILTERED))
+def test_account_id_filters_the_accounts(accounts, analysis):
+    client, ids = accounts
+    filtered = [client.get(f"entity/e/{analysis}/?account_id={one}").json() for one in ids]
+    assert value(filtered[0], analysis) != value(filtered[1], analysis)
+    if "accounts" in SHAPES[analysis]:
+        assert [[one["account_id"] for one in answer["accounts"]] for answer in filtered] == [[one] for one in ids]
+    if analysis in {"transactions", "salary"}:
+        assert value(client.analysis("e", analysis), analysis) == [
+            row for answer in filtered for row in value(answer, analysis)
+        ]
+
+
+def test_an_account_is_the_same_beside_others(client):
+    def of_account_0(analysis):
+        (found,) = (one for one in value(client.analysis("e", analysis), analysis) if one["account_id"] == first)
+        return found
+
+    first = account_of(client.box.seed, "e", 0)["account_id"]
+    client.box.play(Statement(entity_id="e", statement_id="a", account=0))
+    client.box.play(Statement(entity_id="e", statement_id="b", account=0))
+    alone = rows_of(client), [of_account_0(analysis) for analysis in ("accounts", "predictors", "score")]
+    client.box.play(Statement(entity_id="e", statement_id="c", account=7))
+    assert len(client.analysis("e", "accounts")["accounts"]) == 2
+    beside = [of_account_0(analysis) for analysis in ("accounts", "predictors", "score")]
+    assert (rows_of(client, account_id=first), beside) == alone
+
+
+def test_the_invented_data_of_account_0_stay_what_they_were():
+    account = account_of(0, "e", 0)
+    assert (account["account_id"], account["account_number"]) == (
+        "d4df1b97-ddac-4069-84c9-d21d5b791649", "000042427473"
+    )  # fmt: skip
+    shapes = (StatementShape("s"), StatementShape("t", 3))
+    rows = transactions_of(0, "e", 0, shapes, datetime(2025, 1, 1, tzinfo=UTC))
+    digest = "1fd1e57b72a284df21c08d8a0dc88ab80d7e61311b2ca9e70d86ef76e94054c7"
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == digest
+
+
+def test_a_statement_that_is_processed_again_keeps_its_account(accounts, clock):
+    client, _ = accounts
+    client.box.play(Statement(entity_id="e", statement_id="c", begins=5, after=10))
+    clock.advance(10)
+    assert [one["statements"] for one in client.analysis("e", "accounts")["accounts"]] == [["a"], ["c", "d"]]
+
+
+def test_a_thousand_accounts_have_reports_in_well_under_a_second(client):
+    for number in reversed(range(1000)):
+        client.box.play(Statement(entity_id="e", statement_id=f"s{number}", account=number))
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        reports = client.analysis("e", "xlsx_report")["reports"]
+        took.append(time.perf_counter() - started)
+    assert [one["account_id"] for one in reports] == [
+        account_of(0, "e", number)["account_id"] for number in range(1000)
+    ]
+    assert len({one["link"] for one in reports}) == 1000
+    assert min(took) < 0.5
 
 
 def test_kept_bodies_are_bounded():

@@ -156,6 +156,10 @@ def test_an_unwritable_file_is_reported_in_one_line():
         (["--fault", "kind=status,size=5"], "--fault: size (5) is for long_header, not for status"),
         (["--transaction-status", "late"], "--transaction-status"),
         (["--statement", "entity=,after=1"], "blank entity_id"),
+        (["--statement", "link=a,account=-1"], "account: '-1': should be greater than or equal to 0"),
+        (["--statement", "link=a,file_bytes=0"], "file_bytes: '0': should be greater than or equal to 1"),
+        (["--statement", "file_bytes=536870913"], "file_bytes: '536870913': should be less than or equal to 536870912"),
+        (["--statement", "link=a,statement=,progress=failed,account=1"], "a failed login has none"),
         (["--bogus"], "--bogus"),
         (["--play", "/nowhere.toml"], "/nowhere.toml: No such file"),
     ],
@@ -231,6 +235,8 @@ def test_statements_and_faults_are_read_from_option_text():
     )
     assert (statement.entity_id, statement.statement_id, statement.reason) == ("e", "", "wrong = password")
     assert statement.later == {"identity": 3, "salary": 4}
+    statement = read_statement("link=a,account=2,file_bytes=1048576")
+    assert (statement.account, statement.file_bytes) == (2, 1_048_576)
     fault = read_fault("kind=status,call=transactions,status=429,retry_after=30,times=3,probability=0.5")
     assert (fault.status, fault.retry_after, fault.times, fault.probability) == (429, 30, 3, 0.5)
 

@@ -6,7 +6,9 @@ import base64
 import io
 import json
 import re
+import tracemalloc
 import zipfile
+import zlib
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -14,6 +16,7 @@ import requests
 
 from airflow_provider_bankconnect.sandbox import Fault, Statement
 from airflow_provider_bankconnect.sandbox.files import pdf, workbook
+from airflow_provider_bankconnect.sandbox.padding import padded_pdf, padded_workbook
 
 MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 HOUR = 3600
@@ -98,10 +101,15 @@ def test_a_pdf_has_one_page_and_correct_offsets(customer):
     answer = fetch(customer, statements(customer)[1]["pdf_url"])
     assert answer.headers["content-type"] == "application/pdf"
     content = answer.content
-    assert content.startswith(b"%PDF-1.")
-    assert content.endswith(b"%%EOF\n")
     assert content.count(b"/Type /Page ") == 1
     assert b"(Statement t)" in content
+    check_pdf(content)
+
+
+def check_pdf(content):
+    assert content.startswith(b"%PDF-1.")
+    assert content.endswith(b"%%EOF\n")
+    assert [content.count(word) for word in (b"%%EOF", b"startxref")] == [1, 1]
     start = int(re.search(rb"startxref\n(\d+)", content)[1])
     assert content[start:].startswith(b"xref\n")
     for number, offset in enumerate(re.findall(rb"(\d{10}) 00000 n", content), 1):
@@ -212,3 +220,84 @@ def test_an_entity_of_special_characters_has_files(client):
     assert fetch(client, found["pdf_url"]).status_code == 200
     (report,) = client.get("entity/%C3%BC%2F%E7%95%8C%20(e)/xlsx_report/").json()["reports"]
     assert len(sheet(fetch(client, report["link"]).content)) == 4
+
+
+def test_the_report_of_an_account_holds_its_transactions_only(client):
+    for number in range(3):
+        client.box.play(Statement(entity_id="e", statement_id=f"s{number}", account=number, transactions=number + 3))
+    accounts = client.analysis("e", "accounts")["accounts"]
+    for one, report in zip(accounts, client.analysis("e", "xlsx_report")["reports"], strict=True):
+        header, *rows = sheet(fetch(client, report["link"]).content)
+        answer = client.get(f"entity/e/transactions/?account_id={one['account_id']}").json()
+        assert rows == [[str(row[name]) for name in header] for row in answer["transactions"]]
+    assert [one["account_id"] for one in statements(client)] == [one["account_id"] for one in accounts]
+
+
+@pytest.fixture
+def padded(client):
+    """A client whose entity ``e`` has an account with statements of 100,000, 300,000 and 10 bytes."""
+    for number, size in enumerate((100_000, 300_000, 10)):
+        client.box.play(Statement(entity_id="e", statement_id=f"s{number}", file_bytes=size, transactions=5))
+    return client
+
+
+def test_files_have_the_size_of_their_statement_and_workbooks_the_largest(padded):
+    report = fetch(padded, report_link(padded))
+    assert len(report.content) == int(report.headers["content-length"]) == 300_000
+    assert len(sheet_of_padded(report.content)) == 16
+    *large, small = (fetch(padded, one["pdf_url"]).content for one in statements(padded))
+    assert [len(content) for content in large] == [100_000, 300_000]
+    assert 10 < len(small) < 1_000
+    for content in (*large, small):
+        check_pdf(content)
+    for content in (report.content, *large):
+        assert len(zlib.compress(content)) > 0.97 * len(content)
+
+
+def sheet_of_padded(content):
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        types = archive.read("[Content_Types].xml").decode()
+        (part,) = (one for one in archive.infolist() if not one.filename.endswith((".xml", ".rels")))
+        assert part.compress_type == zipfile.ZIP_STORED
+        assert f'Extension="{part.filename.rpartition(".")[2]}"' in types
+        return list(ET.fromstring(archive.read("xl/worksheets/sheet1.xml")).iter(f"{MAIN}row"))  # noqa: S314 - made here
+
+
+def test_only_a_padded_workbook_declares_padding():
+    assert b"bin" not in zipfile.ZipFile(io.BytesIO(workbook([]))).read("[Content_Types].xml")
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 2, 100, 127, 128, 129, 130, 200, 262_144])
+def test_padding_fills_any_gap(more):
+    file, archive = pdf(["a"]), workbook([], padded=True)
+    content = b"".join(padded_pdf(file, len(file) + more).pieces())
+    assert len(content) == len(file) + max(0, more)
+    check_pdf(content)
+    content = b"".join(padded_workbook(archive, len(archive) + more).pieces())
+    assert len(content) == len(archive) + max(0, more)
+    assert zipfile.ZipFile(io.BytesIO(content)).testzip() is None
+
+
+def test_large_files_need_little_memory():
+    size = 64 * 2**20
+    list(padded_pdf(pdf([]), size).pieces(1))
+    tracemalloc.start()
+    try:
+        for content in (padded_pdf(pdf([]), size), padded_workbook(workbook([], padded=True), size)):
+            assert sum(map(len, content.pieces())) == size
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_fault_half_sends_the_first_half_of_a_padded_file(padded):
+    link = report_link(padded)
+    whole = fetch(padded, link).content
+    padded.box.fault(Fault(kind="half", call="file"))
+    pieces = []
+    with padded.session.get(link, stream=True, timeout=60) as answer, pytest.raises(requests.RequestException):
+        pieces.extend(answer.iter_content(10_000))
+    received = b"".join(pieces)
+    assert received == whole[: len(received)]
+    assert len(received) > 140_000
