@@ -33,6 +33,7 @@ HOME = ROOT / ".standalone"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STARTED = time.monotonic()
 REGISTER, ON_WEBHOOK, CATCH_UP = "bankconnect_register_webhook", "bankconnect_on_webhook", "bankconnect_catch_up"
+REPORTS = "bankconnect_reports"
 EXPECTED = "bankconnect_expected_links"
 # Printed when a task has reached a state. XCom values of the task are filled in.
 MESSAGES = {
@@ -41,6 +42,7 @@ MESSAGES = {
     ("wait_for_statement", "skipped"): "the gate for {who} failed: its statement failed, so the run is skipped",
     ("count_transactions", "success"): "worked on {transactions} transactions for {who}",
     ("count_transactions", "skipped"): "this run for {who} leaves the work to another run",
+    ("keep_reports", "success"): "kept the Excel report and the transactions for {who}: {files}",
     ("catch_up", "success"): "{who}: {links} links, {completed} completed, {recorded} missed webhooks recorded",
 }
 
@@ -112,7 +114,7 @@ class Standalone:
         self.live.start()
         self.live.wait_until_up()
         self.ask("POST", "variables", json={"key": EXPECTED, "value": '["loan-001"]'})
-        self.live.wait_until_known(REGISTER, ON_WEBHOOK, CATCH_UP)
+        self.live.wait_until_known(REGISTER, ON_WEBHOOK, CATCH_UP, REPORTS)
         self.start_run(REGISTER, {"allow_private_host": True})
         registered = f"{REGISTER} has registered the webhook receiver"
         self.live.wait_until(registered, lambda: self.box.webhook_url)
@@ -146,6 +148,9 @@ class Standalone:
             self.customer("mistypes the password and tries again", login, {"after": 0.7})
             yield pace
             self.customer("uploads a PDF", {"after": 0.2, "mode": "pdf"})
+            yield pace
+            self.customer("logs in to the bank, and its reports are kept as files", {"after": 0.2})
+            self.start_run(REPORTS, {"link_id": f"loan-{self.customers:03}", "since": "2026-01-01T00:00:00Z"})
             yield pace
             self.customer("uploads a PDF without a link", {"after": 0.2, "mode": "pdf", "link_id": None})
             yield pace
@@ -207,7 +212,11 @@ class Standalone:
 
     def pushed(self, task: dict[str, Any]) -> dict[str, Any]:
         of_task = f"dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}"
-        value = self.ask("GET", f"{of_task}/xcomEntries/return_value")["value"]
+        entry = f"xcomEntries/return_value?map_index={task['map_index']}"
+        value = self.ask("GET", f"{of_task}/{entry}")["value"]
+        if isinstance(value, list):
+            # The rows of gates have no path.
+            return {"files": ", ".join(row["path"] for row in value if "path" in row)}
         return value if isinstance(value, dict) else {}
 
     def is_new(self, *what: str) -> bool:

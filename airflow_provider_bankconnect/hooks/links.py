@@ -191,6 +191,7 @@ class _Session(requests.Session):
         super().__init__()
         self._bundle = bundle
         self._timeout = timeout
+        self._of_host: dict[str, Any] = {}
         self.mount("https://", adapter)
         self.headers.update(
             # A compressed file would be another one.
@@ -209,7 +210,11 @@ class _Session(requests.Session):
 
     def merge_environment_settings(self, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401 - as requests has it
         """Use the proxies of the environment, and the authorities of the connection."""
-        return {**super().merge_environment_settings(*arguments, **more), "verify": self._bundle}
+        host = urlsplit(arguments[0]).netloc
+        if host not in self._of_host:
+            # To read the environment takes longer than to read a small file.
+            self._of_host[host] = super().merge_environment_settings(*arguments, **more)
+        return {**self._of_host[host], "verify": self._bundle}
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # noqa: ANN401
         """Send with the connection's timeout."""
