@@ -297,7 +297,7 @@ class Check:
 
     def add_extras(self) -> None:
         group = f"{self.tree / 'pyproject.toml'}:dev"
-        self.pip(f"{self.wheel}[sandbox]", "--group", group, log="install")
+        self.pip(f"{self.wheel}[sandbox,storage]", "--group", group, log="install")
 
     def test(self) -> None:
         """Run the behaviour tests."""

@@ -4,6 +4,7 @@ import logging
 import socket
 
 import pytest
+from stores import attach_memory, s3_server
 from stories import Script, Story
 from waits import MODES
 
@@ -63,3 +64,22 @@ def fast(monkeypatch):
     """Let pokes follow each other every 0.05 seconds."""
     monkeypatch.setattr("airflow_provider_bankconnect.wait.MIN_INTERVAL", 0.05)
     monkeypatch.setattr("airflow_provider_bankconnect.triggers.poller.SHARED_SECONDS", 0.02)
+
+
+@pytest.fixture(scope="session")
+def _s3_server():
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_s3_server, monkeypatch):
+    """Make an empty bucket on a real S3 server, whose URL Airflow can open. The server starts with the first one."""
+    monkeypatch.setenv(f"AIRFLOW_CONN_{_s3_server.conn_id.upper()}", _s3_server.connection_json)
+    return _s3_server.new_bucket()
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """An empty ``memory://``."""
+    return attach_memory(monkeypatch)
