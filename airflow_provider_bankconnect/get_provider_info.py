@@ -26,7 +26,9 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators"),
         "sensors": _modules("sensors"),
         "triggers": _modules("triggers"),
-        "asset-uris": [{"schemes": ["bankconnect"], "handler": None}],
+        "asset-uris": _asset_uris(),
+        # Airflow 2.11 reads these.
+        "dataset-uris": _asset_uris(),
         "config": {"bankconnect": _settings()},
         "connection-types": [_connection_type()],
     }
@@ -34,6 +36,11 @@ def get_provider_info() -> dict[str, Any]:
 
 def _modules(kind: str) -> list[dict[str, Any]]:
     return [{"integration-name": _NAME, "python-modules": [f"airflow_provider_bankconnect.{kind}.bankconnect"]}]
+
+
+def _asset_uris() -> list[dict[str, Any]]:
+    converter = "airflow_provider_bankconnect.lineage.convert_asset_to_openlineage"
+    return [{"schemes": ["bankconnect"], "handler": None, "to_openlineage_converter": converter}]
 
 
 def _settings() -> dict[str, Any]:

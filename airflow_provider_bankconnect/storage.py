@@ -64,7 +64,9 @@ class Folder:
             if isinstance(error, ValueError) and "filesystem" not in str(error):
                 raise
             raise ValueError(_no_filesystem(path, error)) from error
-        conn_id = f"{given.conn_id}@" if given.conn_id else ""
+        # Before Airflow 3.2 a path has no conn_id of its own.
+        found = getattr(given, "conn_id", None) or given.storage_options.get("conn_id")
+        conn_id = f"{found}@" if found else ""
         scheme, _, rest = str(given).rpartition("://")
         rest = rest.removeprefix(conn_id).rstrip("/")
         below = "/".join(file_name(part) for part in parts)

@@ -18,6 +18,7 @@ from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.arguments import check_analysis, check_conn_id, check_id, is_literal
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook, retries
 from airflow_provider_bankconnect.hooks.links import ExpiredLinkError, Links
+from airflow_provider_bankconnect.lineage import report_lineage
 from airflow_provider_bankconnect.map_index import NamedByCustomer
 from airflow_provider_bankconnect.storage import Content, Folder, Pdf, Workbook, file_name
 
@@ -134,6 +135,8 @@ class BankConnectReportToStorageOperator(NamedByCustomer, BaseOperator):
                 links.close()
                 folder.discard()
         rows = [file.row(written.get(file)) for file in wanted]
+        paths = [one.path for one in written.values()]
+        report_lineage(self, entities=[entity_id], conn_id=self.bankconnect_conn_id, outputs=paths)
         total = sum(row["bytes"] or 0 for row in rows)
         self.log.info("Wrote %d files (%.1f MiB) to %s", len(written), total / _MIB, folder.url(""))
         return rows

@@ -20,6 +20,7 @@ from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.arguments import check_conn_id, is_literal
 from airflow_provider_bankconnect.expectation import check_on_failed
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
+from airflow_provider_bankconnect.lineage import report_lineage
 from airflow_provider_bankconnect.map_index import NamedByCustomer
 from airflow_provider_bankconnect.receiver.address import is_on
 from airflow_provider_bankconnect.receiver.client import WebhookReceiverError, send_to_receiver
@@ -213,6 +214,8 @@ class BankConnectBaseSensor(NamedByCustomer, BaseSensorOperator):
                 if state == "failed" and self.on_failed in {"fail", "skip"}:
                     ending = AirflowFailException if self.on_failed == "fail" else AirflowSkipException
                     raise ending(f"BankConnect says failed: {because}")
+                entities = dict.fromkeys(row["entity_id"] for row in rows if row["entity_id"])
+                report_lineage(self, entities=entities, conn_id=self.bankconnect_conn_id)
                 return list(rows)
             case {"status": "timeout", "because": str(because)}:
                 timeout = timedelta(seconds=self.timeout)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 from hostile import Hostile
 from hostile_cases import OK, always, whole
 
@@ -435,3 +436,71 @@ def test_a_mapped_task_is_shown_by_its_entity():
     from test_map_index import shown  # noqa: PLC0415
 
     assert shown(operator("/x")) == "entity e1"
+
+
+# Other storages
+
+
+def listed(rows, url):
+    return {row["path"].removeprefix(url): (row["bytes"], row["sha256"]) for row in rows}
+
+
+def written(path, **more):
+    given = {"entity_id": "e1", "what": ["xlsx", "pdf"], "analyses": ["transactions"], **more}
+    return BankConnectReportToStorageOperator(task_id="keep", path=path, **given).execute(CONTEXT)
+
+
+@pytest.mark.usefixtures("customer")
+def test_s3_gets_whole_files_under_their_names_only(s3, tmp_path):
+    local = listed(written(f"file://{tmp_path}"), f"file://{tmp_path}/")
+    rows = written(f"{s3.url}reports")
+
+    assert listed(rows, f"{s3.url}reports/") == local
+    found = {key: s3.read(key) for key in s3.keys()}  # noqa: SIM118 - no dict
+    assert found == {f"reports/{name}": content for name, content in files(tmp_path).items()}
+    for row in rows:
+        assert ObjectStoragePath(row["path"]).read_bytes() == found[row["path"].removeprefix(s3.url)]
+    assert written(f"{s3.url}reports") == rows
+    with pytest.raises(FileExistsError, match=r"s3://s3_store@bucket-\d+/reports/e1/.*exists already"):
+        written(f"{s3.url}reports", overwrite=False)
+
+
+def test_a_file_of_several_parts_reaches_s3_whole(box, s3):
+    box.play(Statement(entity_id="e1", statement_id="s1", mode="pdf", after=-5, file_bytes=11 * 2**20))
+    (row,) = written(s3.url, what="pdf", analyses=[])
+    assert row["path"] == f"{s3.url}e1/statement-s1.pdf"
+    content = s3.read("e1/statement-s1.pdf")
+    assert (row["bytes"], row["sha256"]) == (11 * 2**20, hashlib.sha256(content).hexdigest())
+
+
+def test_a_failed_task_leaves_nothing_on_s3(customer, s3):
+    customer.play(Statement(entity_id="e1", statement_id="s3", mode="pdf", after=-5, file_bytes=11 * 2**20))
+    customer.fault(Fault(kind="half", call="file", times=99))
+    with pytest.raises(api.BankConnectConnectionError, match="no whole answer"):
+        written(s3.url)
+    assert s3.keys() == s3.unfinished_uploads() == []
+
+
+@pytest.mark.usefixtures("customer")
+def test_memory_gets_the_files(memory, tmp_path):
+    local = listed(written(f"file://{tmp_path}"), f"file://{tmp_path}/")
+    assert listed(written("memory://kept/here"), "memory://kept/here/") == local
+    assert {path.removeprefix("/kept/here/"): memory.cat(path) for path in memory.find("/")} == files(tmp_path)
+
+
+@pytest.mark.usefixtures("customer")
+def test_a_path_object_is_a_path_too(tmp_path):
+    assert written(ObjectStoragePath(f"file://{tmp_path}")) == written(str(tmp_path))
+
+
+def test_each_account_has_its_own_report(box, tmp_path):
+    for number in range(3):
+        box.play(Statement(entity_id="e1", statement_id=f"s{number}", mode="pdf", after=-5, account=number))
+    accounts = [one["account_id"] for one in raw(box, "accounts").json()["accounts"]]
+    rows = write(tmp_path)
+    assert [row["account_id"] for row in rows] == accounts
+    assert len({row["sha256"] for row in rows}) == 3
+    (row,) = write(tmp_path / "one", account_id=accounts[1], analyses=["transactions"], what="xlsx")[1:]
+    assert row["account_id"] == accounts[1]
+    only = json.loads((tmp_path / "one" / "e1" / f"transactions-{accounts[1]}.json").read_bytes())
+    assert {one["account_id"] for one in only["transactions"]} == {accounts[1]}

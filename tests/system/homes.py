@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 REGISTER = "bankconnect_register_webhook"
 WAIT = "bankconnect_wait_for_statement"
+REPORTS = "bankconnect_reports"
 CONNECTION = "AIRFLOW_CONN_BANKCONNECT_DEFAULT"
 FERNET_KEY = "c3lzdGVtLXRlc3RzLXN5c3RlbS10ZXN0cy1zeXN0ZW0="
 QUICK = {"poke_interval=30": "poke_interval=1"}

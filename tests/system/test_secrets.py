@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
-from homes import IN_POKE_MODE, QUICK, REGISTER, WAIT, Home, Run
+from homes import IN_POKE_MODE, QUICK, REGISTER, REPORTS, WAIT, Home, Run
 from leaks import Leak, decrypted, find_leaks, rows
 
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
@@ -89,6 +89,8 @@ class Searched:
     home: Home
     keys: dict[str, str]
     customer: dict[str, str]
+    # Passwords of PDFs, and the signatures of links.
+    files: dict[str, str]
     # The same home after a run that leaks keys on purpose, and the output of that run.
     leaking: Home
     leaked: str = ""
@@ -122,8 +124,18 @@ def searched(new_home, keys, tmp_path_factory) -> Searched:
     home.add_example(WAIT, QUICK | ONE_TRY)
     home.add_example(WAIT, QUICK | ONE_TRY | IN_POKE_MODE, dag_id=POKE_MODE)
     home.add_example(WAIT, QUICK | SHORT, dag_id="short")
+    # The history has no row for a PDF, and so no time.
+    home.add_example(
+        REPORTS,
+        {
+            'what=["xlsx"]': 'what=["xlsx", "pdf"]',
+            "retries=10": "retries=0",
+            'since="{{ params.since }}"': "since=None",
+            "poke_interval=60": "poke_interval=1",
+        },
+    )
     searched = Home(tmp_path_factory.mktemp("searched"))
-    found = Searched(searched, keys, {}, leaking=home)
+    found = Searched(searched, keys, {}, {}, leaking=home)
     with Sandbox(**keys) as box, Sandbox() as other, home.driver() as driver:
         assert driver.greeting["import_errors"] == {}
         play = _Play(found, box, driver, echo=json.dumps({"you sent": keys, "headers": str(keys)}))
@@ -174,6 +186,8 @@ def searched(new_home, keys, tmp_path_factory) -> Searched:
         play("registration refused", REGISTER, refused)
         play("registration garbled", REGISTER, Fault(kind="status", status=400, body=play.echo))
 
+        play_reports(play, box, found)
+
         box.clear_faults()
         found.customer = _customer_data(box)
         found.output = driver.output
@@ -185,6 +199,19 @@ def searched(new_home, keys, tmp_path_factory) -> Searched:
     for name, run in found.runs.items():
         print(f"{run.seconds:5.1f} s  {run.state:8}  {name}")
     return found
+
+
+def play_reports(play: _Play, box: Sandbox, found: Searched) -> None:
+    """Keep reports and PDFs, with faults on the way, and once in vain."""
+    password = f"pdf-{secrets.token_hex(8)}"
+    faults = [Fault(kind="status", call="file", status=status, times=1, body=play.echo) for status in (403, 503)]
+    for name, more in {"kept": [], "not kept": [Fault(kind="status", call="file", status=404, body=play.echo)]}.items():
+        ids = {"link_id": f"loan of reports {name}", "entity_id": name}
+        box.play(Statement(**ids, mode="pdf", after=-60, pdf_password=password))
+        play(f"reports {name}", REPORTS, *(more or faults))
+    signatures = {record.path.rpartition("/")[2].split(".")[1] for record in box.calls("file")}
+    assert len(signatures) >= 6
+    found.files = {"password": password} | {f"link {number}": one for number, one in enumerate(signatures)}
 
 
 @dataclass
@@ -242,7 +269,7 @@ def _customer_data(box: Sandbox) -> dict[str, str]:
 
 def test_runs_ended_as_planned(searched):
     assert {name: run.state for name, run in searched.runs.items() if run.state != "failed"} == dict.fromkeys(
-        ["registration"]
+        ["registration", "reports kept"]
         + [
             f"{what} {mode}" for mode in (WAIT, POKE_MODE) for what in ("masked", "success", "500 and reset", "garbage")
         ],
@@ -260,6 +287,8 @@ def test_runs_ended_as_planned(searched):
         "500 until the timeout": "HTTP 500",
         "TLS later": "The wait continues after an error: BankConnectCertificateError",
         "bundle gone later": "is no readable bundle of certificates",
+        "reports kept": "Wrote 3 files",
+        "reports not kept": "HTTP 404: the link is refused, or has expired",
         "registration refused": "BankConnectAuthError: update_webhook: HTTP 401",
         "registration garbled": "BankConnectResponseError: update_webhook: HTTP 400",
         "500 and reset": "The wait continues after an error: BankConnectServerError",
@@ -278,8 +307,15 @@ def test_no_key_is_in_any_file_or_table(searched):
     assert find_leaks(searched.home, searched.keys) == set()
 
 
-def test_no_customer_data_is_in_any_file_or_table(searched):
-    assert find_leaks(searched.home, searched.customer) == set()
+def test_no_link_and_no_password_of_a_pdf_is_in_any_file_or_table_or_in_the_storage(searched):
+    kept = [path.name for path in (searched.home.path / "bankconnect_reports").rglob("*") if path.is_file()]
+    assert sorted(name.partition("-")[0] for name in kept) == ["report", "statement", "transactions.json"]
+    assert find_leaks(searched.home, searched.files) == set()
+
+
+def test_no_customer_data_is_in_any_file_or_table_but_the_storage(searched):
+    leaks = find_leaks(searched.home, searched.customer)
+    assert {leak for leak in leaks if "bankconnect_reports/" not in leak.where} == set()
 
 
 def test_search_reads_trigger_arguments_rendered_fields_xcom_and_runs(searched):
