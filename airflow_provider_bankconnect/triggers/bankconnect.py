@@ -119,7 +119,7 @@ class _BankConnectTrigger(BaseTrigger):
                     case Poke(at=at) if at > now:
                         answer = await poller.next_answer(wait.question, (at - now).total_seconds())
                         if answer is not None:
-                            await self._judge(answer, is_connected=True)
+                            await self._judge(answer)
                     case Poke():
                         await self._poke(poller, action, now)
 
@@ -129,7 +129,7 @@ class _BankConnectTrigger(BaseTrigger):
         self.wait.begin(now)
         answer = await self._ask(poller, self.wait.question, poke, now)
         if answer is not None:
-            await self._judge(answer, is_connected=poller.connected)
+            await self._judge(answer)
 
     async def _test_call(self, poller: Poller, call: TestCall, now: datetime) -> api.BankConnectError | None:
         poller.use_new_connections()
@@ -145,7 +145,7 @@ class _BankConnectTrigger(BaseTrigger):
         except Exception as error:  # noqa: BLE001 - judged like an answer
             return None if limit.expired() else error
 
-    async def _judge(self, answer: Rows | Exception, *, is_connected: bool) -> None:
+    async def _judge(self, answer: Rows | Exception) -> None:
         """Report an answer to the wait, and its verdict."""
         dice = random.random()  # noqa: S311 - spreads load
         try:
@@ -155,11 +155,6 @@ class _BankConnectTrigger(BaseTrigger):
             else:
                 await asyncio.to_thread(self._judge_rows, rows, dice)
         except api.BankConnectError as error:
-            self.wait.failed(error, datetime.now(UTC), dice)
-        except Exception as error:
-            # Before the connection was read, anything may fail and work later; after that it is a defect.
-            if is_connected:
-                raise
             self.wait.failed(error, datetime.now(UTC), dice)
 
     def _judge_rows(self, rows: Rows, dice: float) -> None:

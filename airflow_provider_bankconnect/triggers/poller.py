@@ -7,6 +7,7 @@ flight, answers equal polls together, and holds all of them back while BankConne
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 import time
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
             """Return the call."""
 
 
+_log = logging.getLogger(__name__)
+
 # A list of rows, or airflow_provider_bankconnect.records.Records.
 Rows: TypeAlias = Any
 
@@ -55,6 +58,9 @@ SHARED_SECONDS: Final = 1.0
 _RENEWAL_SECONDS: Final = 60.0
 # After a pause the polls start again spread over this time.
 _RETURN_SECONDS: Final = 2.0
+
+# The triggerer has no such connection, may not read it (AirflowSecretsBackendAccessDenied), or a field is invalid.
+_UNREADABLE: Final = (AirflowNotFoundException, PermissionError, ValueError)
 
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
 # A pause continues after the waits that it began with.
@@ -83,11 +89,7 @@ class Poller:
         self._slots: asyncio.Semaphore | None = None
         self._pause = pause
         self._renewed = -math.inf
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection has been read."""
-        return self._hook.connected
+        self._is_readable = True
 
     def pauses(self, now: datetime) -> list[Pause]:
         """Return the pauses that BankConnect has asked for and that are not over."""
@@ -235,14 +237,32 @@ class Poller:
             return error
 
     async def _connect(self) -> api.ConnectionSettings:
+        conn_id = self._hook.bankconnect_conn_id
         try:
             return await self._hook.connect()
-        except (AirflowNotFoundException, ValueError) as error:
-            conn_id = self._hook.bankconnect_conn_id
+        except _UNREADABLE as error:
             raise api.BankConnectSettingsError(
                 f"the triggerer cannot use connection {conn_id!r}: {error}. Workers and triggerers need the same "
-                "secrets backend, environment variables and, with multi-team, team"
+                "secrets backend, environment variables and, with multi-team, team; the secrets backend may also be "
+                "down"
             ) from None
+        except Exception as error:  # noqa: BLE001 - secrets backends raise anything
+            raise api.BankConnectTransientError(
+                f"the triggerer could not read connection {conn_id!r}: {type(error).__name__}: {error}"
+            ) from None
+
+    async def _renew(self, used: api.ConnectionSettings) -> api.ConnectionSettings:
+        """Read the connection anew; return what was used if that fails, as if the connection had not changed."""
+        try:
+            renewed = await self._hook.renew(used)
+        except Exception as error:  # noqa: BLE001 - secrets backends raise anything
+            if self._is_readable:
+                text = "BankConnect refused a request, and connection %r could not be read anew: %s: %s"
+                _log.warning(text, self._hook.bankconnect_conn_id, type(error).__name__, error)
+            self._is_readable = False
+            return used
+        self._is_readable = True
+        return renewed
 
     def _check_before_request(self, key: tuple[str, ...], *, waits: bool) -> None:
         """Cancel a poll whose waits have all ended while it was held back, and hold one back in a pause."""
@@ -263,7 +283,7 @@ class Poller:
                 rows: Rows = await self._hook.run(gate.ask(settings.timezone), before_next=before_request)
             except (api.BankConnectAuthError, api.BankConnectForbiddenError):
                 # The keys may have been rotated during the waits.
-                renewed = await self._hook.renew(settings)
+                renewed = await self._renew(settings)
                 if renewed == settings:
                     raise
                 rows = await self._hook.run(gate.ask(renewed.timezone), before_next=before_request)
