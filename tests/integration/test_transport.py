@@ -168,6 +168,17 @@ def test_answer_may_have_99_headers_and_none_more(kind, tmp_path):
     )
 
 
+@both
+def test_headers_that_are_sent_twice_are_read_alike_by_both_hooks(kind, tmp_path):
+    twice = b"Retry-After: 8\r\nRetry-After: 9\r\nContent-Encoding: identity\r\nContent-Encoding: gzip\r\n"
+    with (
+        Hostile(always(whole(EMPTY, OK + twice))) as server,
+        opened(kind, settings_of(server.connection(tmp_path))) as make,
+    ):
+        answer = make(GET)
+    assert (answer.retry_after, answer.encoding) == ("8, 9", "identity, gzip")
+
+
 # Addresses
 
 
