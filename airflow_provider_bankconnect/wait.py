@@ -16,8 +16,8 @@ Pure: no I/O, no clock, no Airflow. A driver (a sensor on a worker, a trigger in
   pause of at most ten minutes that is not over, the last poke is skipped. A longer pause does not skip it.
 - **A 404** means "nothing there yet". After five minutes of 404, and at the deadline, a test call finds out whether the
   path in the connection's host is wrong.
-- **A new connection** is opened for a poke after three errors in a row, or after five minutes of 404: the kept one may
-  lead to a server that is no longer BankConnect's.
+- **A new connection** is opened for a poke after three errors in a row, after five minutes of 404, and for the last
+  poke: the kept one may lead to a server that is no longer BankConnect's.
 - **Small answers**: a gate on ``transactions`` reads ``identity`` while that says "not yet". The last poke, and all
   pokes after an answer that cannot be trusted, read ``transactions`` instead.
 """
@@ -181,8 +181,8 @@ class Wait:
 
     def needs_new_connection(self, now: datetime) -> bool:
         """Return whether the next request must not use a connection that is kept open."""
-        not_found = self._not_found_since
-        return self._errors >= STREAK or (not_found is not None and now - not_found >= NOT_FOUND_PATIENCE)
+        is_lasting = self._not_found_since is not None and now - self._not_found_since >= NOT_FOUND_PATIENCE
+        return self._errors >= STREAK or is_lasting or now >= self.deadline
 
     def resume(self, now: datetime, dice: float) -> None:
         """Continue a deferred wait in a triggerer: spread a poke that is long overdue, and settle before events."""

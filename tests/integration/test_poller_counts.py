@@ -108,6 +108,16 @@ async def test_five_hundred_waits_use_at_most_max_concurrency_connections(box, c
     await nothing_is_left(box)
 
 
+@pytest.mark.usefixtures("fast")
+async def test_last_pokes_together_open_new_connections_once(box, connect):
+    connect(max_concurrency=3)
+    deadline = datetime.now(UTC) + timedelta(seconds=4)
+    waits = [trigger(f"link-{number}", lasts=0, deadline=deadline, poke_interval=600) for number in range(60)]
+    await asyncio.gather(*map(fire, waits))
+    assert len(polls(box)) == 120
+    assert 3 < box.connections <= 6
+
+
 @pytest.mark.usefixtures("fast", "connect")
 async def test_waits_for_the_same_link_make_the_calls_of_one_whenever_each_began(box):
     dice = random.Random(1)

@@ -169,6 +169,13 @@ def test_a_lasting_404_is_followed_by_a_new_connection(story, monkeypatch):
     assert story.wait(link_id=LINK).ids == ["october"]
 
 
+def test_the_last_poke_is_answered_by_the_new_server_after_a_switch(story):
+    """The connections that were kept since before the switch go on getting the old answers."""
+    switch = Fault(kind="switch")
+    story.after_each_poke(None, lambda: story.box.fault(switch), statement("october"))
+    assert story.wait(link_id=LINK, timeout=1.5).ids == ["october"]
+
+
 @pytest.mark.parametrize("analysis", ["transactions", "salary"])
 def test_a_wait_for_progress_goes_on_through_a_firewall(story, analysis):
     story.box.fault(Fault(kind="firewall", times=2))

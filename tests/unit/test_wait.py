@@ -284,6 +284,12 @@ def test_after_five_minutes_of_404_a_poke_needs_a_new_connection():
     assert not one.needs_new_connection(at(900))
 
 
+def test_the_last_poke_needs_a_new_connection():
+    one = poked(wait(timeout=100))
+    assert not one.needs_new_connection(at(99))
+    assert one.needs_new_connection(at(100))
+
+
 # Verdicts
 
 
