@@ -122,9 +122,12 @@ class Wait:
     :param now: the present time.
     :param arguments: the pace, and the state of a wait that continues.
     :param is_new: whether the next poke is the first of the whole wait.
+    :param forgets: whether each poke is a process of its own, which does not know of a pause before it.
     """
 
-    def __init__(self, gate: Gate, now: datetime, arguments: WaitArguments, *, is_new: bool = True) -> None:
+    def __init__(
+        self, gate: Gate, now: datetime, arguments: WaitArguments, *, is_new: bool = True, forgets: bool = False
+    ) -> None:
         self.gate = gate
         self.deadline = _moment(arguments["deadline"])
         self.poke_interval = arguments.get("poke_interval", 60.0)
@@ -135,7 +138,7 @@ class Wait:
         self.started = _moment(arguments.get("started") or now)
         self.pokes = arguments.get("pokes", 0)
         self.seen = arguments.get("seen", "no answer yet")
-        self._is_new, self._is_in_full = is_new, arguments.get("in_full", False)
+        self._is_new, self._forgets, self._is_in_full = is_new, forgets, arguments.get("in_full", False)
         self._next_poke = _moment(arguments.get("next_poke") or now)
         self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or NO_PAUSE.until))
         self._shared_pause = self._short_pause = NO_PAUSE
@@ -375,7 +378,8 @@ class Wait:
 
     def _next_check(self, now: datetime) -> str:
         is_due = self._next_poke <= self.deadline - timedelta(seconds=MIN_INTERVAL)
-        if not is_due and (self._is_last_poke_made or self._is_last_poke_paused(self.deadline)):
+        is_left_out = self._is_last_poke_paused(self.deadline) and not self._forgets
+        if not is_due and (self._is_last_poke_made or is_left_out):
             return "no further check before the timeout"
         return f"next check {clock(min(self._next_poke, self.deadline), now)}"
 

@@ -184,7 +184,8 @@ class BankConnectBaseSensor(BaseSensorOperator):
         }
         self._hook = hook
         self._find_customer(context)
-        self._wait = Wait(self._gate(), now, arguments, is_new=rescheduled is None)
+        forgets = self.reschedule and not self.deferrable
+        self._wait = Wait(self._gate(), now, arguments, is_new=rescheduled is None, forgets=forgets)
         if rescheduled:
             self._wait.reschedule(now)
         return self._wait

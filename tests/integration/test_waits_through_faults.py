@@ -96,6 +96,20 @@ def test_a_timeout_names_a_pause_of_an_hour(story):
     assert "spelt" not in message
 
 
+def test_only_a_rescheduled_wait_makes_its_last_poke_in_a_pause_and_the_log_says_so(story, log):
+    """The process of its last poke does not know of the pause."""
+    story.box.fault(Fault(kind="status", status=429, retry_after=600, times=1))
+    story.box.play(statement("october"))
+    outcome, said = story.wait(link_id=LINK, timeout=1), log()
+    if story.mode == "reschedule":
+        assert (outcome.ids, story.pokes) == (["october"], 2)
+        assert "HTTP 429: too many calls (Retry-After: 600 s); next check " in said
+        assert "no further check" not in said
+    else:
+        assert (outcome.state, story.pokes) == ("failed", 1)
+        assert "HTTP 429: too many calls (Retry-After: 600 s); no further check before the timeout" in said
+
+
 @deferred
 def test_a_wait_logs_until_when_all_waits_are_held(story, log):
     story.after_each_poke(lambda: story.box.fault(Fault(kind="status", status=429, retry_after=999_999, times=1)), None)

@@ -906,6 +906,15 @@ def test_a_pause_that_skips_the_last_poke_is_announced():
     assert texts(poked(wait(timeout=60), rate_limited(601.0)))[-1].endswith("; next check 20:42 UTC")
 
 
+def test_a_rescheduled_wait_announces_the_last_poke_whatever_the_pause_is():
+    """It is a process of its own, which does not know of the pause."""
+    one = Wait(GATE, NOW, {"deadline": at(120)}, forgets=True)
+    assert texts(poked(one, rate_limited(600.0)))[-1].endswith("; next check 20:43 UTC")
+    assert one.next(NOW) == Poke(at(120), at(180), is_last=True)
+    poked(one, rate_limited(600.0), begins=120)
+    assert "HTTP 429" in one.next(at(120)).because
+
+
 def test_another_day_is_written_out():
     verdict = Verdict("pending", (row("s1", ago=86400.0),), "because")
     (text,) = texts(poked(wait(timeout=1e6, poke_interval=86400.0), verdict))
