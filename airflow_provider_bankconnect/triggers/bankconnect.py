@@ -106,11 +106,9 @@ class _BankConnectTrigger(BaseTrigger):
                 if events != poller.events_seen(self.gate):
                     events = poller.events_seen(self.gate)
                     wait.notified(now)
-                for pause in poller.pauses(now):
-                    wait.paused(pause, now)
+                self._note_pauses(poller, now)
                 action = wait.next(now)
-                for level, text in wait.take_lines():
-                    getattr(self.log, level)("%s", text)
+                self._log_lines()
                 match action:
                     case End():
                         return wait_event(action, wait)
@@ -122,6 +120,14 @@ class _BankConnectTrigger(BaseTrigger):
                             await self._judge(answer)
                     case Poke():
                         await self._poke(poller, action, now)
+
+    def _note_pauses(self, poller: Poller, now: datetime) -> None:
+        for pause in poller.pauses(now):
+            self.wait.paused(pause, now)
+
+    def _log_lines(self) -> None:
+        for level, text in self.wait.take_lines():
+            getattr(self.log, level)("%s", text)
 
     async def _poke(self, poller: Poller, poke: Poke, now: datetime) -> None:
         if self.wait.needs_new_connection(now):
@@ -139,9 +145,15 @@ class _BankConnectTrigger(BaseTrigger):
     async def _ask(self, poller: Poller, gate: Asks, action: Poke | TestCall, now: datetime) -> Rows | Exception | None:
         """Return the answer, or the error; None if there is none in time."""
         max_age = min(self.wait.poke_interval / 2, SHARED_SECONDS)
+
+        def log_pause() -> None:
+            # Not after the answer: the poll may be held back until the deadline.
+            self._note_pauses(poller, datetime.now(UTC))
+            self._log_lines()
+
         try:
             async with asyncio.timeout((action.until - now).total_seconds()) as limit:
-                return await poller.ask(gate, max_age=max_age, waits=not action.is_last)
+                return await poller.ask(gate, max_age=max_age, waits=not action.is_last, on_pause=log_pause)
         except Exception as error:  # noqa: BLE001 - judged like an answer
             return None if limit.expired() else error
 

@@ -82,6 +82,8 @@ class Poller:
         self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
         self._tasks: set[asyncio.Task[Rows | Exception]] = set()
         self._askers: Counter[tuple[str, ...]] = Counter()
+        # Of those who await a poll: what is called when a pause begins.
+        self._on_pause: dict[object, Callable[[], None]] = {}
         self._answered: dict[tuple[str, ...], float] = {}
         self._customers: dict[str, Counter[tuple[str, ...]]] = {}
         self._events: Counter[tuple[str, ...]] = Counter()
@@ -101,7 +103,14 @@ class Poller:
         """Whether polls are held back now."""
         return self._loop.time() < self._pause.resume_at
 
-    async def ask(self, gate: Asks, *, max_age: float = SHARED_SECONDS, waits: bool = True) -> Rows:
+    async def ask(
+        self,
+        gate: Asks,
+        *,
+        max_age: float = SHARED_SECONDS,
+        waits: bool = True,
+        on_pause: Callable[[], None] | None = None,
+    ) -> Rows:
         """Return the rows that a gate asks for.
 
         An equal poll that is in flight or was just answered is shared. Cancelling the caller cancels no poll: others
@@ -109,6 +118,7 @@ class Poller:
 
         :param max_age: how many seconds old an answer may be.
         :param waits: whether the poll waits for the end of a pause.
+        :param on_pause: called when BankConnect asks for a pause meanwhile, which may hold the poll back for long.
         :raises Exception: the error of the poll: a :class:`~airflow_provider_bankconnect.api.BankConnectError`, or the
             error of reading the connection.
         """
@@ -121,9 +131,13 @@ class Poller:
             self._tasks.add(poll)
             poll.add_done_callback(lambda done: self._note_answer(key, done))
         self._askers[key] += 1
+        asker = object()
+        if on_pause is not None:
+            self._on_pause[asker] = on_pause
         try:
             return result_of(await asyncio.shield(poll))
         finally:
+            self._on_pause.pop(asker, None)
             self._askers[key] -= 1
             if not self._askers[key]:
                 del self._askers[key]
@@ -290,6 +304,9 @@ class Poller:
         except api.BankConnectTransientError as error:
             dice = random.random()  # noqa: S311 - spreads load
             self._pause.failed(error.retry_after, sent=started, now=self._loop.time(), dice=dice)
+            if error.retry_after is not None:
+                for call in list(self._on_pause.values()):
+                    call()
             raise
         self._pause.succeeded()
         return rows
