@@ -72,7 +72,8 @@ async def test_a_hundred_waits_share_few_connections_and_leave_none_behind(box):
     events = await asyncio.gather(*map(fire, waits))
     assert {event["status"] for event in events} == {"timeout"}
     assert {request.query["link_id"] for request in box.requests} == {f"link-{number}" for number in range(100)}
-    assert box.connections <= 16
+    # The last pokes use new ones.
+    assert box.connections <= 2 * 16
     assert not pollers._pollers.get(asyncio.get_running_loop())
     await until(lambda: box.open_connections == 0)
 
