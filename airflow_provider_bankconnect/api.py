@@ -276,11 +276,13 @@ def check_status(request: Request, answer: Answer) -> Answer:
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     """Return the seconds of a ``Retry-After`` header (seconds or HTTP date), at most an hour.
 
-    A number with a fraction is rounded up. None: the header is absent, unreadable, negative or past.
+    A number with a fraction is rounded up. Of several numbers, as of a header that was sent twice, the greatest counts.
+    None: the header is absent, unreadable, negative or past.
     """
     text = (value or "").strip()
-    if _NUMBER.fullmatch(text):
-        return float(math.ceil(min(float(text), _LONGEST_PAUSE))) or None
+    numbers = [item.strip() for item in text.split(",") if item.strip()]
+    if numbers and all(map(_NUMBER.fullmatch, numbers)):
+        return float(math.ceil(min(max(map(float, numbers)), _LONGEST_PAUSE))) or None
     try:
         moment = parsedate_to_datetime(text)
     except (TypeError, ValueError, IndexError, OverflowError):

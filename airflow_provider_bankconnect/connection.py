@@ -18,8 +18,8 @@ _LONGEST_TIMEOUT: Final = 86_400
 _HIGHEST_PORT: Final = 65_535
 _HTTPS_PORT: Final = 443
 _AS_JSON: Final = (
-    "Give the connection as JSON, with the key in quotes: in a URI, Airflow may read it as a number or a truth value, "
-    "and change it"
+    "Give the connection as JSON, not as a URI, with the key as a JSON string: in a URI, Airflow may read it as a "
+    "number or a truth value, and change it, and quotes that are added there become a part of the key"
 )
 
 
@@ -108,6 +108,8 @@ def _key(value: object, name: str) -> str:
     if not all("!" <= character <= "~" for character in value):
         problem = "has a blank or a character outside visible ASCII: was it pasted with something around it?"
         raise ValueError(f"{name} {problem}")
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        raise ValueError(f"{name} begins and ends with a double quote. {_AS_JSON}")
     if value == "***":
         raise ValueError(f"{name} is '***': Airflow's mask was saved in the place of the key. Enter the key again")
     return value

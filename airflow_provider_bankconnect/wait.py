@@ -16,8 +16,8 @@ Pure: no I/O, no clock, no Airflow. A driver (a sensor on a worker, a trigger in
   pause of at most ten minutes that is not over, the last poke is skipped. A longer pause does not skip it.
 - **A 404** means "nothing there yet". After five minutes of 404, and at the deadline, a test call finds out whether the
   path in the connection's host is wrong.
-- **A new connection** is opened for a poke after three errors in a row, or after five minutes of 404: the kept one may
-  lead to a server that is no longer BankConnect's.
+- **A new connection** is opened for a poke after three errors in a row, after five minutes of 404, and for the last
+  poke: the kept one may lead to a server that is no longer BankConnect's.
 - **Small answers**: a gate on ``transactions`` reads ``identity`` while that says "not yet". The last poke, and all
   pokes after an answer that cannot be trusted, read ``transactions`` instead.
 """
@@ -122,9 +122,12 @@ class Wait:
     :param now: the present time.
     :param arguments: the pace, and the state of a wait that continues.
     :param is_new: whether the next poke is the first of the whole wait.
+    :param forgets: whether each poke is a process of its own, which does not know of a pause before it.
     """
 
-    def __init__(self, gate: Gate, now: datetime, arguments: WaitArguments, *, is_new: bool = True) -> None:
+    def __init__(
+        self, gate: Gate, now: datetime, arguments: WaitArguments, *, is_new: bool = True, forgets: bool = False
+    ) -> None:
         self.gate = gate
         self.deadline = _moment(arguments["deadline"])
         self.poke_interval = arguments.get("poke_interval", 60.0)
@@ -135,7 +138,7 @@ class Wait:
         self.started = _moment(arguments.get("started") or now)
         self.pokes = arguments.get("pokes", 0)
         self.seen = arguments.get("seen", "no answer yet")
-        self._is_new, self._is_in_full = is_new, arguments.get("in_full", False)
+        self._is_new, self._forgets, self._is_in_full = is_new, forgets, arguments.get("in_full", False)
         self._next_poke = _moment(arguments.get("next_poke") or now)
         self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or NO_PAUSE.until))
         self._shared_pause = self._short_pause = NO_PAUSE
@@ -181,8 +184,8 @@ class Wait:
 
     def needs_new_connection(self, now: datetime) -> bool:
         """Return whether the next request must not use a connection that is kept open."""
-        not_found = self._not_found_since
-        return self._errors >= STREAK or (not_found is not None and now - not_found >= NOT_FOUND_PATIENCE)
+        is_lasting = self._not_found_since is not None and now - self._not_found_since >= NOT_FOUND_PATIENCE
+        return self._errors >= STREAK or is_lasting or now >= self.deadline
 
     def resume(self, now: datetime, dice: float) -> None:
         """Continue a deferred wait in a triggerer: spread a poke that is long overdue, and settle before events."""
@@ -375,7 +378,8 @@ class Wait:
 
     def _next_check(self, now: datetime) -> str:
         is_due = self._next_poke <= self.deadline - timedelta(seconds=MIN_INTERVAL)
-        if not is_due and (self._is_last_poke_made or self._is_last_poke_paused(self.deadline)):
+        is_left_out = self._is_last_poke_paused(self.deadline) and not self._forgets
+        if not is_due and (self._is_last_poke_made or is_left_out):
             return "no further check before the timeout"
         return f"next check {clock(min(self._next_poke, self.deadline), now)}"
 

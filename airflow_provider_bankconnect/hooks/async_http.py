@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class AsyncTrip:
-    """One request on its way. All of it has to be over at ``end``; a step may have an earlier limit of its own."""
+    """One request on its way. All of it has to be over at ``end``; a step may have an earlier limit of its own.
+
+    ``can_repeat``: whether it may be sent again if it was lost on a kept connection.
+    """
 
     end: float
     can_repeat: bool
@@ -39,10 +42,16 @@ class AsyncTrip:
 
     def set_out(self) -> asyncio.Timeout:
         """Begin, or begin anew; return the timer of this try."""
-        self.transport, self.step = None, ""
         self.timer = asyncio.timeout_at(self.end)
+        self.transport, self.step = None, ""
+        self.disconnected()
         trip_of_task.set(self)
         return self.timer
+
+    def disconnected(self) -> None:
+        """Note that there is no connection yet, or not any more. ``aiohttp`` itself sends a broken request twice."""
+        self._life, self._is_kept = None, False
+        self.proceed()
 
     def found(self, addresses: int) -> int:
         """Share the time out among the addresses of the host; return how many have been given up.
@@ -71,21 +80,23 @@ class AsyncTrip:
         self.step = ""
 
     def take_another_way(self, error: BaseException, kept: KeptConnections) -> bool:
-        """Return whether the request should be sent again: a step took too long, or a kept connection broke."""
+        """Return whether the request should be sent again: a step took too long, or a kept connection broke.
+
+        A request that was lost on a kept connection is sent once more.
+        """
         if self.now >= self.end:
             return False
         if self.timer is not None and self.timer.expired() and self.step:
             if self.step == "connecting":
                 self._given_up += 1
-            else:
-                kept.note_silence(self.now)
-                kept.forget(self.now)
-            return True
+                return True
+            kept.note_silence(self.now)
         # aiohttp has sent it twice by now; the second connection too may have been kept.
-        if self._is_kept and self.can_repeat and isinstance(error, _BROKEN):
-            kept.forget(self.now)
-            return True
-        return False
+        elif not (self._is_kept and self.can_repeat and isinstance(error, _BROKEN)):
+            return False
+        kept.forget(self.now)
+        self.can_repeat = False
+        return True
 
     def note_use(self) -> None:
         """Note that the connection is idle from now on."""
@@ -124,6 +135,8 @@ class Connector(aiohttp.TCPConnector):
     async def connect(self, *arguments: Any, **more: Any) -> Connection:  # noqa: ANN401 - as aiohttp has it
         """Return a kept connection, or a new one."""
         trip, loop = trip_of_task.get(), asyncio.get_running_loop()
+        if trip is not None:
+            trip.disconnected()
         while True:
             connection = await super().connect(*arguments, **more)
             now, protocol, transport = loop.time(), connection.protocol, connection.transport

@@ -258,11 +258,6 @@ class BankConnectAsyncHook:
         if self._session is not None:
             self._session.forget_connections()
 
-    @property
-    def connected(self) -> bool:
-        """Whether the connection has been read, and the session is open."""
-        return self._session is not None
-
     async def connect(self) -> ConnectionSettings:
         """Read the connection and open the session, once.
 

@@ -38,7 +38,9 @@ from airflow_provider_bankconnect.hooks.sync_http import (
 from airflow_provider_bankconnect.hooks.tls import ssl_context, usual_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
+
+    from multidict import CIMultiDictProxy
 
 _log = logging.getLogger(__name__)
 _HEADERS: Final = {
@@ -94,7 +96,7 @@ class Session(requests.Session):
         token = trip_of_request.set(trip)
         try:
             with self.request(request.method, url, json=request.json, stream=True) as response:
-                answer = _answer(response.status_code, response.headers)
+                answer = _answer(response.status_code, response.headers.get)
                 body = bytearray()
                 # Unlike stream(), read1() limits the length of the lines between chunks.
                 while piece := response.raw.read1(_CHUNK_BYTES, decode_content=False):
@@ -201,7 +203,7 @@ class AsyncSession:
                 ) as response,
             ):
                 trip.proceed()
-                answer = _answer(response.status, response.headers)
+                answer = _answer(response.status, functools.partial(_joined, response.headers))
                 body = bytearray()
                 async for piece in response.content.iter_chunked(_CHUNK_BYTES):
                     body += piece
@@ -232,8 +234,14 @@ def _proxy(settings: api.ConnectionSettings) -> str | None:
     return proxy or None
 
 
-def _answer(status: int, headers: Mapping[str, str]) -> api.Answer:
-    return api.Answer(status, b"", headers.get("Retry-After"), encoding=headers.get("Content-Encoding"))
+def _answer(status: int, header: Callable[[str], str | None]) -> api.Answer:
+    return api.Answer(status, b"", header("Retry-After"), encoding=header("Content-Encoding"))
+
+
+def _joined(headers: CIMultiDictProxy[str], name: str) -> str | None:
+    """Return the values of all headers of a name, as ``requests`` does; ``get()`` would return the first one."""
+    values = headers.getall(name, None)
+    return None if values is None else ", ".join(values)
 
 
 def _refuse_large(request: api.Request, answer: api.Answer, size: int) -> None:

@@ -156,7 +156,8 @@ class BankConnectBaseSensor(NamedByCustomer, BaseSensorOperator):
         }
         self._hook = hook
         self._find_customer(context)
-        self._wait = Wait(self._gate(), now, arguments, is_new=rescheduled is None)
+        forgets = self.reschedule and not self.deferrable
+        self._wait = Wait(self._gate(), now, arguments, is_new=rescheduled is None, forgets=forgets)
         if rescheduled:
             self._wait.reschedule(now)
         return self._wait

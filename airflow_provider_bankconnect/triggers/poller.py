@@ -7,6 +7,7 @@ flight, answers equal polls together, and holds all of them back while BankConne
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 import time
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
             """Return the call."""
 
 
+_log = logging.getLogger(__name__)
+
 # A list of rows, or airflow_provider_bankconnect.records.Records.
 Rows: TypeAlias = Any
 
@@ -55,6 +58,9 @@ SHARED_SECONDS: Final = 1.0
 _RENEWAL_SECONDS: Final = 60.0
 # After a pause the polls start again spread over this time.
 _RETURN_SECONDS: Final = 2.0
+
+# The triggerer has no such connection, may not read it (AirflowSecretsBackendAccessDenied), or a field is invalid.
+_UNREADABLE: Final = (AirflowNotFoundException, PermissionError, ValueError)
 
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
 # A pause continues after the waits that it began with.
@@ -76,6 +82,8 @@ class Poller:
         self._polls: dict[tuple[str, ...], asyncio.Task[Rows | Exception]] = {}
         self._tasks: set[asyncio.Task[Rows | Exception]] = set()
         self._askers: Counter[tuple[str, ...]] = Counter()
+        # Of those who await a poll: what is called when a pause begins.
+        self._on_pause: dict[object, Callable[[], None]] = {}
         self._answered: dict[tuple[str, ...], float] = {}
         self._customers: dict[str, Counter[tuple[str, ...]]] = {}
         self._events: Counter[tuple[str, ...]] = Counter()
@@ -83,11 +91,7 @@ class Poller:
         self._slots: asyncio.Semaphore | None = None
         self._pause = pause
         self._renewed = -math.inf
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection has been read."""
-        return self._hook.connected
+        self._is_readable = True
 
     def pauses(self, now: datetime) -> list[Pause]:
         """Return the pauses that BankConnect has asked for and that are not over."""
@@ -99,7 +103,14 @@ class Poller:
         """Whether polls are held back now."""
         return self._loop.time() < self._pause.resume_at
 
-    async def ask(self, gate: Asks, *, max_age: float = SHARED_SECONDS, waits: bool = True) -> Rows:
+    async def ask(
+        self,
+        gate: Asks,
+        *,
+        max_age: float = SHARED_SECONDS,
+        waits: bool = True,
+        on_pause: Callable[[], None] | None = None,
+    ) -> Rows:
         """Return the rows that a gate asks for.
 
         An equal poll that is in flight or was just answered is shared. Cancelling the caller cancels no poll: others
@@ -107,6 +118,7 @@ class Poller:
 
         :param max_age: how many seconds old an answer may be.
         :param waits: whether the poll waits for the end of a pause.
+        :param on_pause: called when BankConnect asks for a pause meanwhile, which may hold the poll back for long.
         :raises Exception: the error of the poll: a :class:`~airflow_provider_bankconnect.api.BankConnectError`, or the
             error of reading the connection.
         """
@@ -119,9 +131,13 @@ class Poller:
             self._tasks.add(poll)
             poll.add_done_callback(lambda done: self._note_answer(key, done))
         self._askers[key] += 1
+        asker = object()
+        if on_pause is not None:
+            self._on_pause[asker] = on_pause
         try:
             return result_of(await asyncio.shield(poll))
         finally:
+            self._on_pause.pop(asker, None)
             self._askers[key] -= 1
             if not self._askers[key]:
                 del self._askers[key]
@@ -235,14 +251,32 @@ class Poller:
             return error
 
     async def _connect(self) -> api.ConnectionSettings:
+        conn_id = self._hook.bankconnect_conn_id
         try:
             return await self._hook.connect()
-        except (AirflowNotFoundException, ValueError) as error:
-            conn_id = self._hook.bankconnect_conn_id
+        except _UNREADABLE as error:
             raise api.BankConnectSettingsError(
                 f"the triggerer cannot use connection {conn_id!r}: {error}. Workers and triggerers need the same "
-                "secrets backend, environment variables and, with multi-team, team"
+                "secrets backend, environment variables and, with multi-team, team; the secrets backend may also be "
+                "down"
             ) from None
+        except Exception as error:  # noqa: BLE001 - secrets backends raise anything
+            raise api.BankConnectTransientError(
+                f"the triggerer could not read connection {conn_id!r}: {type(error).__name__}: {error}"
+            ) from None
+
+    async def _renew(self, used: api.ConnectionSettings) -> api.ConnectionSettings:
+        """Read the connection anew; return what was used if that fails, as if the connection had not changed."""
+        try:
+            renewed = await self._hook.renew(used)
+        except Exception as error:  # noqa: BLE001 - secrets backends raise anything
+            if self._is_readable:
+                text = "BankConnect refused a request, and connection %r could not be read anew: %s: %s"
+                _log.warning(text, self._hook.bankconnect_conn_id, type(error).__name__, error)
+            self._is_readable = False
+            return used
+        self._is_readable = True
+        return renewed
 
     def _check_before_request(self, key: tuple[str, ...], *, waits: bool) -> None:
         """Cancel a poll whose waits have all ended while it was held back, and hold one back in a pause."""
@@ -263,13 +297,16 @@ class Poller:
                 rows: Rows = await self._hook.run(gate.ask(settings.timezone), before_next=before_request)
             except (api.BankConnectAuthError, api.BankConnectForbiddenError):
                 # The keys may have been rotated during the waits.
-                renewed = await self._hook.renew(settings)
+                renewed = await self._renew(settings)
                 if renewed == settings:
                     raise
                 rows = await self._hook.run(gate.ask(renewed.timezone), before_next=before_request)
         except api.BankConnectTransientError as error:
             dice = random.random()  # noqa: S311 - spreads load
             self._pause.failed(error.retry_after, sent=started, now=self._loop.time(), dice=dice)
+            if error.retry_after is not None:
+                for call in list(self._on_pause.values()):
+                    call()
             raise
         self._pause.succeeded()
         return rows

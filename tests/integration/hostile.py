@@ -55,6 +55,12 @@ class Peer:
             if self._server.stopping.wait(0.05):
                 return
 
+    def refuse_others(self) -> None:
+        """Have the server refuse further connections."""
+        # close() alone would not wake the thread in accept().
+        with contextlib.suppress(OSError):
+            self._server.listening.shutdown(socket.SHUT_RDWR)
+
     def stop_reading(self) -> None:
         """Neither send nor read, and wait for the client to leave."""
         leaving = select.poll()
@@ -89,9 +95,9 @@ class Hostile:
     def __enter__(self) -> Self:
         authority = trustme.CA()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(self._context)
+        authority.issue_cert("127.0.0.1", "localhost").configure_cert(self._context)
         self._ca = authority.cert_pem
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.listening = socket.create_server(("127.0.0.1", 0))
         self._timer = threading.Timer(PATIENCE, self._time_out)
         self._timer.daemon = True
         self._start(self._accept)
@@ -102,16 +108,16 @@ class Hostile:
         self._close_all()
         for thread in self._threads:
             thread.join()
-        self._listening.close()
+        self.listening.close()
 
     @property
     def url(self) -> str:
         """The base URL of this server."""
-        return f"https://127.0.0.1:{self._listening.getsockname()[1]}/bank-connect/v1"
+        return f"https://127.0.0.1:{self.listening.getsockname()[1]}/bank-connect/v1"
 
     def connection(self, folder: Path, **extra: object) -> str:
         """Return an Airflow connection to this server, as JSON for its environment variable."""
-        ca_file = folder / f"{self._listening.getsockname()[1]}.pem"
+        ca_file = folder / f"{self.listening.getsockname()[1]}.pem"
         self._ca.write_to_path(str(ca_file))
         extras = {"api_key": API_KEY, "verify": str(ca_file), **extra}
         return json.dumps({"conn_type": "bankconnect", "host": self.url, "password": SERVER_HASH, "extra": extras})
@@ -135,14 +141,14 @@ class Hostile:
     def _close_all(self) -> None:
         self.stopping.set()
         # close() alone would not wake the threads in accept() and recv().
-        for sock in (self._listening, *self._open):
+        for sock in (self.listening, *self._open):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while not self.stopping.is_set():
-                sock, _ = self._listening.accept()
+                sock, _ = self.listening.accept()
                 if not self.connections:
                     self._timer.start()
                 self.connections += 1

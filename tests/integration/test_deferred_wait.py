@@ -15,7 +15,9 @@ import pytest
 from waits import build, run, until
 
 from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect import wait as rules
 from airflow_provider_bankconnect.gate import Expectation, judge_history
+from airflow_provider_bankconnect.hooks import bankconnect as hooks
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.sandbox import Fault, Statement
 from airflow_provider_bankconnect.sensors.bankconnect import BankConnectWebhookPayloadSensor
@@ -70,7 +72,8 @@ async def test_a_hundred_waits_share_few_connections_and_leave_none_behind(box):
     events = await asyncio.gather(*map(fire, waits))
     assert {event["status"] for event in events} == {"timeout"}
     assert {request.query["link_id"] for request in box.requests} == {f"link-{number}" for number in range(100)}
-    assert box.connections <= 16
+    # The last pokes use new ones.
+    assert box.connections <= 2 * 16
     assert not pollers._pollers.get(asyncio.get_running_loop())
     await until(lambda: box.open_connections == 0)
 
@@ -266,6 +269,71 @@ async def test_a_wait_continues_with_a_rotated_key(box, monkeypatch):
     event = await wait
     assert event["status"] == "passed"
     assert [request.status for request in box.calls("webhook_payloads")] == [401, 200]
+
+
+@pytest.fixture(params=["missing", "invalid", "backend"])
+def unreadable(request, box, monkeypatch):
+    """Return a function that makes the connection unreadable."""
+
+    async def fail(_conn_id):
+        raise OSError("the vault is sealed")
+
+    def make():
+        if request.param == "missing":
+            monkeypatch.delenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT")
+        elif request.param == "invalid":
+            monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(box.connection | {"host": "http://x"}))
+        else:
+            monkeypatch.setattr(hooks, "get_async_connection", fail)
+
+    return make
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_refusal_counts_though_the_connection_cannot_be_read_anew(box, unreadable, log):
+    box.fault(Fault(kind="delay", seconds=0.5, times=1))
+    box.fault(Fault(kind="firewall", times=2))
+    box.fault(Fault(kind="status", status=401, times=1))
+    wait = asyncio.create_task(fire(trigger(poke_interval=0.1)))
+    await until(lambda: pokes(box))
+    unreadable()
+    event = await wait
+    assert (event["status"], event["error"]) == ("error", "BankConnectAuthError")
+    assert [request.status for request in box.calls("webhook_payloads")] == [403, 403, 401]
+    assert log().count("connection 'bankconnect_default' could not be read anew: ") == 1
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_failure_to_read_the_connection_ends_no_wait_though_another_can_read_it_by_then(box, monkeypatch, log):
+    complete(box)
+    box.payload(link_id="other", statement_id="s2", progress="completed", reason="")
+    usual = hooks.get_async_connection
+    failures = [OSError("the vault is sealed")]
+
+    async def read(conn_id):
+        if failures:
+            raise failures.pop()
+        return await usual(conn_id)
+
+    monkeypatch.setattr(hooks, "get_async_connection", read)
+    events = await asyncio.gather(*(fire(trigger(link_id=link, poke_interval=0.1)) for link in (LINK, "other")))
+    assert [event["status"] for event in events] == ["passed", "passed"]
+    assert "could not read connection 'bankconnect_default': OSError: the vault is sealed" in log()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_connection_that_the_triggerer_may_not_read_is_named_as_the_cause(box, monkeypatch):
+    async def deny(_conn_id):
+        # Airflow's AirflowSecretsBackendAccessDenied is one.
+        raise PermissionError("Access denied for connection 'bankconnect_default'")
+
+    monkeypatch.setattr(rules, "REPEAT_PATIENCE", timedelta(seconds=0.3))
+    monkeypatch.setattr(hooks, "get_async_connection", deny)
+    event = await fire(trigger(lasts=5, poke_interval=0.1))
+    assert (event["status"], event.get("error")) == ("error", "BankConnectSettingsError")
+    assert "the triggerer cannot use connection 'bankconnect_default': Access denied" in event["because"]
+    assert event["because"].endswith("the secrets backend may also be down")
+    assert box.requests == []
 
 
 @pytest.mark.usefixtures("fast")

@@ -19,7 +19,10 @@ from airflow_provider_bankconnect.gate import Expectation
 from airflow_provider_bankconnect.records import HistoryGate, ProgressGate
 from airflow_provider_bankconnect.sandbox import Fault, Statement
 from airflow_provider_bankconnect.triggers import poller as pollers
-from airflow_provider_bankconnect.triggers.bankconnect import BankConnectWebhookPayloadTrigger
+from airflow_provider_bankconnect.triggers.bankconnect import (
+    BankConnectProgressTrigger,
+    BankConnectWebhookPayloadTrigger,
+)
 from airflow_provider_bankconnect.triggers.poller import shared_poller
 
 CONNECTION = "bankconnect_default"
@@ -106,6 +109,17 @@ async def test_five_hundred_waits_use_at_most_max_concurrency_connections(box, c
         assert all(later - earlier > 0.9 for earlier, later in pairwise(times))
     assert box.connections <= 5
     await nothing_is_left(box)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_last_pokes_together_open_new_connections_once(box, connect):
+    connect(max_concurrency=3)
+    deadline = datetime.now(UTC) + timedelta(seconds=4)
+    waits = [trigger(f"link-{number}", lasts=0, deadline=deadline, poke_interval=600) for number in range(20)]
+    await asyncio.gather(*map(fire, waits))
+    # A poke that ends after the deadline is the last one, too.
+    assert len(polls(box)) > 30
+    assert 3 < box.connections <= 6
 
 
 @pytest.mark.usefixtures("fast", "connect")
@@ -304,6 +318,43 @@ async def test_a_poke_of_several_requests_starts_again_after_a_pause_that_began_
         assert [item.status for item in (await customer).items["customer-1"]] == ["completed"]
         assert asyncio.get_running_loop().time() >= paused_until
     assert [call.call for call in box.requests] == ["identity", "webhook_payloads", "identity", "transactions"]
+
+
+@pytest.mark.parametrize("held", ["in the queue", "between two requests"])
+async def test_a_wait_whose_poke_a_pause_holds_back_logs_until_when(box, connect, log, held):
+    if held == "in the queue":
+        connect(max_concurrency=1)
+        held_wait = trigger("held", lasts=60)
+    else:
+        box.play(Statement(link_id="held", entity_id="customer-1", statement_id="october"))
+        box.fault(Fault(kind="delay", call="identity", seconds=1, times=1))
+        pace = {"deadline": datetime.now(UTC) + timedelta(seconds=60)}
+        held_wait = BankConnectProgressTrigger(entity_id="customer-1", wait=pace)
+    box.fault(Fault(kind="delay", call="webhook_payloads", seconds=0.5, times=1))
+    box.fault(Fault(kind="status", call="webhook_payloads", status=429, retry_after=3600, times=1))
+    said = ""
+
+    def is_logged_by_both():
+        nonlocal said
+        said += log()
+        return said.count("all waits of the connection are held until ") == 2
+
+    first = asyncio.create_task(fire(trigger("first", lasts=60)))
+    if held == "in the queue":
+        await until(lambda: polls(box))
+    second = asyncio.create_task(fire(held_wait))
+    async with asyncio.timeout(20):
+        await until(is_logged_by_both)
+    assert not first.done()
+    assert not second.done()
+    assert [call.call for call in box.requests] in (
+        ["webhook_payloads"],
+        ["webhook_payloads", "identity"],
+        ["identity", "webhook_payloads"],
+    )
+    for wait in (first, second):
+        wait.cancel()
+    await asyncio.wait([first, second])
 
 
 @pytest.mark.usefixtures("fast", "connect")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import ssl
 import sys
@@ -13,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import aiohttp
 import pytest
 import requests
 import urllib3
@@ -29,7 +31,8 @@ from airflow_provider_bankconnect.api import (
     ConnectionSettings,
     Request,
 )
-from airflow_provider_bankconnect.hooks import kept
+from airflow_provider_bankconnect.hooks import addresses, kept
+from airflow_provider_bankconnect.hooks.async_http import AsyncTrip
 from airflow_provider_bankconnect.hooks.kept import KeptConnections, Life
 from airflow_provider_bankconnect.hooks.tls import ssl_context
 from airflow_provider_bankconnect.hooks.transport import AsyncSession, Session
@@ -165,6 +168,17 @@ def test_answer_may_have_99_headers_and_none_more(kind, tmp_path):
     )
 
 
+@both
+def test_headers_that_are_sent_twice_are_read_alike_by_both_hooks(kind, tmp_path):
+    twice = b"Retry-After: 8\r\nRetry-After: 9\r\nContent-Encoding: identity\r\nContent-Encoding: gzip\r\n"
+    with (
+        Hostile(always(whole(EMPTY, OK + twice))) as server,
+        opened(kind, settings_of(server.connection(tmp_path))) as make,
+    ):
+        answer = make(GET)
+    assert (answer.retry_after, answer.encoding) == ("8, 9", "identity, gzip")
+
+
 # Addresses
 
 
@@ -283,6 +297,57 @@ async def test_request_is_sent_again_though_all_kept_connections_break(tmp_path)
         await asyncio.gather(*(session.exchange(GET) for _ in range(4)))
         assert (await session.exchange(GET)).body == EMPTY
         await closed(session)
+
+
+@both
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [("refused", "refused|Connect call failed"), ("unresolvable", "does not resolve"), ("certificate", "not verify")],
+)
+def test_what_keeps_a_lost_request_from_its_new_connection_is_the_error_at_once(
+    trouble, message, kind, tmp_path, monkeypatch
+):
+    look_ups, usual, others = [], socket.getaddrinfo, []
+    monkeypatch.setattr(addresses, "_CACHE_SECONDS", 0.0)
+
+    def getaddrinfo(host, port, *arguments, **more):
+        if host != "localhost":
+            return usual(host, port, *arguments, **more)
+        look_ups.append(port)
+        if len(look_ups) > 1 and trouble == "unresolvable":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        where = others[0] if len(look_ups) > 1 and trouble == "certificate" else ("127.0.0.1", port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", where)]
+
+    def behave(peer):
+        reset(peer)
+        if trouble == "refused":
+            peer.refuse_others()
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with Hostile(behave) as server, Hostile(always(whole(EMPTY))) as other:
+        others.append(other.listening.getsockname())
+        settings = settings_of(server.connection(tmp_path, timeout=5))
+        settings = replace(settings, base_url=settings.base_url.replace("127.0.0.1", "localhost"))
+        began = time.monotonic()
+        first, error = ask(kind, settings, GET, GET)
+    assert first == EMPTY
+    assert isinstance(error, BankConnectConnectionError)
+    assert re.search(message, str(error)), error
+    # The first request had one, too.
+    assert 2 <= len(look_ups) <= 4
+    assert time.monotonic() - began < 4, "not until the timeout"
+
+
+async def test_lost_request_is_sent_once_more_and_not_again():
+    """Other requests may have opened connections since, which break too."""
+    rules, now = KeptConnections(), asyncio.get_running_loop().time()
+    trip = AsyncTrip(now + 5, can_repeat=True)
+    for is_repeated in (True, False):
+        async with trip.set_out():
+            trip.connected(None, Life(now, now), 1.0, is_kept=True)
+        assert trip.take_another_way(aiohttp.ServerDisconnectedError(), rules) == is_repeated
+    assert trip.step == "", "the second one may be silent until the end"
 
 
 @both

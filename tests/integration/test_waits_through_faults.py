@@ -96,6 +96,20 @@ def test_a_timeout_names_a_pause_of_an_hour(story):
     assert "spelt" not in message
 
 
+def test_only_a_rescheduled_wait_makes_its_last_poke_in_a_pause_and_the_log_says_so(story, log):
+    """The process of its last poke does not know of the pause."""
+    story.box.fault(Fault(kind="status", status=429, retry_after=600, times=1))
+    story.box.play(statement("october"))
+    outcome, said = story.wait(link_id=LINK, timeout=1), log()
+    if story.mode == "reschedule":
+        assert (outcome.ids, story.pokes) == (["october"], 2)
+        assert "HTTP 429: too many calls (Retry-After: 600 s); next check " in said
+        assert "no further check" not in said
+    else:
+        assert (outcome.state, story.pokes) == ("failed", 1)
+        assert "HTTP 429: too many calls (Retry-After: 600 s); no further check before the timeout" in said
+
+
 @deferred
 def test_a_wait_logs_until_when_all_waits_are_held(story, log):
     story.after_each_poke(lambda: story.box.fault(Fault(kind="status", status=429, retry_after=999_999, times=1)), None)
@@ -167,6 +181,13 @@ def test_a_lasting_404_is_followed_by_a_new_connection(story, monkeypatch):
     old = Fault(kind="status", status=404, connections="old")
     story.after_each_poke(None, lambda: story.box.fault(old), None, statement("october"))
     assert story.wait(link_id=LINK).ids == ["october"]
+
+
+def test_the_last_poke_is_answered_by_the_new_server_after_a_switch(story):
+    """The connections that were kept since before the switch go on getting the old answers."""
+    switch = Fault(kind="switch")
+    story.after_each_poke(None, lambda: story.box.fault(switch), statement("october"))
+    assert story.wait(link_id=LINK, timeout=1.5).ids == ["october"]
 
 
 @pytest.mark.parametrize("analysis", ["transactions", "salary"])

@@ -73,8 +73,8 @@ def test_extra_that_is_no_object_is_refused(extra):
 ASCII = "has a blank or a character outside visible ASCII: was it pasted with something around it?"
 MASK = "is '***': Airflow's mask was saved in the place of the key. Enter the key again"
 AS_JSON = (
-    ". Give the connection as JSON, with the key in quotes: in a URI, Airflow may read it as a number or a truth "
-    "value, and change it"
+    ". Give the connection as JSON, not as a URI, with the key as a JSON string: in a URI, Airflow may read it as a "
+    "number or a truth value, and change it, and quotes that are added there become a part of the key"
 )
 
 
@@ -101,6 +101,8 @@ AS_JSON = (
         (False, f"must be text, not bool{AS_JSON}"),
         (["S3cret"], f"must be text, not list{AS_JSON}"),
         ({"S3cret": 1}, f"must be text, not dict{AS_JSON}"),
+        ('"S3cret"', f"begins and ends with a double quote{AS_JSON}"),
+        ('""', f"begins and ends with a double quote{AS_JSON}"),
     ],
     ids=repr,
 )
@@ -197,6 +199,13 @@ def test_api_key_that_json_may_have_changed_is_refused(key):
     assert parse(api_key=key).api_key == key
 
 
+def test_api_key_in_quotes_in_a_uri_is_refused_where_the_quotes_would_be_sent():
+    """Airflow's core reads the JSON string; a task gets the text with its quotes."""
+    query = "api_key=%22123456%22"
+    assert parse(**as_json(query)).api_key == "123456"
+    assert refusal(**as_text(query)) == f"API Key (extra 'api_key') begins and ends with a double quote{AS_JSON}"
+
+
 @often
 @given(st.integers() | st.floats() | st.booleans() | st.lists(st.integers(), max_size=2))
 def test_key_of_another_type_is_its_digits_or_refused_without_its_value(value):
@@ -212,7 +221,7 @@ def test_missing_api_key_is_reported_where_there_is_no_extra():
         ConnectionSettings.parse("c", host=None, port=None, password=HASH, extra={})
 
 
-@pytest.mark.parametrize("key", ["!", "~", "a", "****", "**", "x" * 500, "%s{}\"'"])
+@pytest.mark.parametrize("key", ["!", '"', '"a', "'a'", "~", "a", "****", "**", "x" * 500, "%s{}\"'"])
 def test_key_may_have_every_visible_ascii_character(key):
     settings = parse(api_key=key, password=key)
     assert (settings.api_key, settings.server_hash) == (key, key)

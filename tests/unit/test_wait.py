@@ -284,6 +284,12 @@ def test_after_five_minutes_of_404_a_poke_needs_a_new_connection():
     assert not one.needs_new_connection(at(900))
 
 
+def test_the_last_poke_needs_a_new_connection():
+    one = poked(wait(timeout=100))
+    assert not one.needs_new_connection(at(99))
+    assert one.needs_new_connection(at(100))
+
+
 # Verdicts
 
 
@@ -898,6 +904,15 @@ def test_after_the_last_poke_no_check_is_announced(outcome):
 def test_a_pause_that_skips_the_last_poke_is_announced():
     assert texts(poked(wait(timeout=60), rate_limited(300.0)))[-1].endswith("; no further check before the timeout")
     assert texts(poked(wait(timeout=60), rate_limited(601.0)))[-1].endswith("; next check 20:42 UTC")
+
+
+def test_a_rescheduled_wait_announces_the_last_poke_whatever_the_pause_is():
+    """It is a process of its own, which does not know of the pause."""
+    one = Wait(GATE, NOW, {"deadline": at(120)}, forgets=True)
+    assert texts(poked(one, rate_limited(600.0)))[-1].endswith("; next check 20:43 UTC")
+    assert one.next(NOW) == Poke(at(120), at(180), is_last=True)
+    poked(one, rate_limited(600.0), begins=120)
+    assert "HTTP 429" in one.next(at(120)).because
 
 
 def test_another_day_is_written_out():
