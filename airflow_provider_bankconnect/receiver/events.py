@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import with_loader_criteria
 
 from airflow_provider_bankconnect.receiver import address, runs
+from airflow_provider_bankconnect.receiver.measure import Measuring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -44,7 +44,6 @@ _RECENT: Final = timedelta(minutes=2)
 _CLOCK_DIFFERENCE: Final = timedelta(minutes=5)
 # Airflow may refuse to create a run for an event at all, for instance because of a partition mapper.
 _MOST_TIMES: Final = 5
-_REPORT_SECONDS: Final = 60.0
 _HAS_CALLBACK_SINK: Final = "callback_sink" in inspect.signature(asset_manager.register_asset_change).parameters
 
 
@@ -146,9 +145,7 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._recorded = asyncio.Event()
         self._recorded_at: datetime | None = None
-        # When to report events without a run, by connection, and the reports that are under way.
-        self._report_at: dict[str, float] = {}
-        self._reports: set[asyncio.Future[None]] = set()
+        self.measuring = Measuring()
 
     def is_full(self, more: int = 1) -> bool:
         """Return whether the queue has no room for that many more."""
@@ -187,16 +184,7 @@ class Writer:
                 # It is done already if the client has disconnected.
                 if not one.outcome.done():
                     one.outcome.set_result(outcome)
-            self._report(conn_id)
-
-    def _report(self, conn_id: str) -> None:
-        """Report events without a run beside the queue, once a minute. Nothing is late in the first minute."""
-        now = time.monotonic()
-        if now >= self._report_at.setdefault(conn_id, now + _REPORT_SECONDS):
-            self._report_at[conn_id] = now + _REPORT_SECONDS
-            report = asyncio.ensure_future(asyncio.to_thread(runs.report_without_run, conn_id))
-            self._reports.add(report)
-            report.add_done_callback(self._reports.discard)
+            self.measuring.go_on()
 
 
 @tenacity.retry(
