@@ -40,8 +40,6 @@ _MAX_FEED: Final = 5000
 _LONG_POLL_SECONDS: Final = 1.0
 # A triggerer's first request gets the events of this period.
 _RECENT: Final = timedelta(minutes=2)
-# The clocks of BankConnect and of this machine may differ, and the payload history has whole seconds.
-_CLOCK_DIFFERENCE: Final = timedelta(minutes=5)
 # Airflow may refuse to create a run for an event at all, for instance because of a partition mapper.
 _MOST_TIMES: Final = 5
 _HAS_CALLBACK_SINK: Final = "callback_sink" in inspect.signature(asset_manager.register_asset_change).parameters
@@ -275,15 +273,16 @@ def _purged(session: Session, asset_id: int, sent: Iterable[Sent]) -> set[Comple
     """Return the completed statements whose event was recorded and has been purged.
 
     The fields of a purged event are gone. But an event of the customer that was recorded after the statement was
-    completed started a run that read this statement, too.
+    completed started a run that read this statement, too. The run of an earlier one may have ended before. So there is
+    no allowance for clocks that differ: a second run is safer than none.
     """
     dated = [
-        (one.event.completion, one.event.key, one.completed_at - _CLOCK_DIFFERENCE)
+        (one.event.completion, one.event.key, one.completed_at)
         for one in sent
         if one.completed_at and one.event.completion
     ]
     purged = runs.purged(session, asset_id, {key for _, key, _ in dated}) if dated else {}
-    return {completion for completion, key, after in dated if key in purged and purged[key] >= after}
+    return {completion for completion, key, completed_at in dated if key in purged and purged[key] >= completed_at}
 
 
 def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, WebhookEvent]]]:
