@@ -81,6 +81,10 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     "reads no fraction of a Retry-After": (
         Change("api:retry_after_seconds", "_NUMBER.fullmatch(text)", "text.isdigit()"),
     ),
+    "keeps a Retry-After of any length": (
+        Change("api:retry_after_seconds", "min(float(text), _LONGEST_PAUSE)", "float(text)"),
+    ),
+    "tries a 408 or 425 as any other answer": (Change("api:check_status", "status in {408, 425} or ", ""),),
     "takes a 403 of a firewall for BankConnect's": (
         Change("api:check_status", "not _has_detail(answer.body)", "False"),
     ),
@@ -108,6 +112,9 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     ),
     "drops the last poke": (
         Change("wait:Wait.next", "if not self._is_last_poke_made and not self._is_last_poke_paused(now):", "if False:"),
+    ),
+    "leaves out the last poke in a pause of any length": (
+        Change("wait:Wait._is_last_poke_paused", "pause.seconds <= LONGEST_LAST_PAUSE and ", ""),
     ),
     "pokes for an event during a pause": (
         Change(

@@ -180,6 +180,7 @@ class _Draw:
         self.more = Random(f"customers {seed}")
         self.network = Random(f"network {seed}")
         self.long = Random(f"long {seed}")
+        self.longer = Random(f"longer {seed}")
         # The unit of this schedule: intervals, faults and graces are multiples of it, so that they coincide.
         self.pace = self.rng.choice((2.0, 5.0, 15.0, 60.0))
         self.span = self.pace * self.rng.randint(8, 20)
@@ -212,6 +213,8 @@ class _Draw:
         error: tuple[Fault, ...] = ()
         if self.pace == 60 and self.long.random() < 0.3:
             waits, error = self._with_an_error_after_an_event(waits, plays)
+        elif self.longer.random() < 0.05:
+            waits, error = self._with_a_pause_without_limit(waits)
         frozen = more.choice(plays).entity_id if more.random() < 0.2 else None
         return replace(
             schedule,
@@ -401,6 +404,14 @@ class _Draw:
         first = replace(first, poke_interval=480.0, timeout=timeout, exponential_backoff=False, max_wait=None)
         after = max(0.0, round(self.long.choice(plays).ends * 4) / 4)
         return (first, *rest), (Fault(kind="status", status=503, after=after, until=after + 4.0),)
+
+    def _with_a_pause_without_limit(self, waits: tuple[Wait, ...]) -> tuple[tuple[Wait, ...], tuple[Fault, ...]]:
+        """Return the waits, the first of which outlasts the longest pause, and an answer that asks for a longer one."""
+        first, *rest = waits
+        after = round(self.longer.uniform(0, 0.5 * self.span) * 4) / 4
+        fault = Fault(kind="status", status=429, retry_after=999_999, after=after, until=after + 2 * self.pace)
+        timeout = self.span + 3600.0 + 20 * self.pace
+        return (replace(first, timeout=timeout, exponential_backoff=False, max_wait=None), *rest), (fault,)
 
     def _customer_gate(self, play: Play, plays: list[Play], begins: float) -> dict[str, Any]:
         more = self.more
