@@ -1,4 +1,4 @@
-"""Twenty-five mutants: small changes of the package's code, each of which breaks the theorem.
+"""Thirty-three mutants: small changes of the package's code, each of which breaks the theorem.
 
 A change names a function and the source text that it replaces. It fails where either no longer exists.
 """
@@ -120,6 +120,22 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         Change(
             "wait:Wait.notified", "max(self._rested, self._pause.until, self._settled, now)", "max(self._rested, now)"
         ),
+    ),
+    "keeps its connections after errors in a row": (
+        Change("wait:Wait.needs_new_connection", "self._errors >= STREAK", "False"),
+    ),
+    "keeps its connections in a lasting 404": (
+        Change("wait:Wait.needs_new_connection", "now - not_found >= NOT_FOUND_PATIENCE", "False"),
+        Change("triggers.bankconnect:_BankConnectTrigger._test_call", "poller.use_new_connections()", "pass"),
+    ),
+    "uses a connection of any age": (
+        Change("hooks.kept:KeptConnections.may_reuse", "now - life.opened >= GREATEST_AGE", "False"),
+    ),
+    "awaits an answer on a forgotten connection": (
+        Change("hooks.async_http:AsyncTrip.connected", "patience is None or", "True or"),
+    ),
+    "sends no request again on a new connection": (
+        Change("hooks.async_http:AsyncTrip.take_another_way", "self.now >= self.end", "True"),
     ),
     "keeps polling after success": (
         Change(
