@@ -25,6 +25,8 @@ STARTS = (
 )
 ZONES = ("UTC", "UTC", "Asia/Kolkata", "Asia/Kathmandu", "America/New_York")
 REQUEST_TIMEOUT = 10.0
+# Of waits for an hour: each poke takes a millisecond of the proof's time.
+_LONG_INTERVAL = 30.0
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class _Draw:
         error: tuple[Fault, ...] = ()
         if self.pace == 60 and self.long.random() < 0.3:
             waits, error = self._with_an_error_after_an_event(waits, plays)
-        elif self.longer.random() < 0.05:
+        elif self.longer.random() < 0.04:
             waits, error = self._with_a_pause_without_limit(waits)
         switches: tuple[Switch, ...] = ()
         forgets_after = None
@@ -440,15 +442,17 @@ class _Draw:
         after = round(self.longer.uniform(0, 0.5 * self.span) * 4) / 4
         fault = Fault(kind="status", status=429, retry_after=999_999, after=after, until=after + 2 * self.pace)
         timeout = self.span + 3600.0 + 20 * self.pace
-        return (replace(first, timeout=timeout, exponential_backoff=False, max_wait=None), *rest), (fault,)
+        interval = max(first.poke_interval, _LONG_INTERVAL)
+        first = replace(first, poke_interval=interval, timeout=timeout, exponential_backoff=False, max_wait=None)
+        return (first, *rest), (fault,)
 
     def _with_a_switch(self, waits: tuple[Wait, ...]) -> tuple[tuple[Wait, ...], tuple[Switch, ...]]:
         """Return the waits, the first of which outlasts what its kept connections lead to, and a switch."""
         first, *rest = waits
-        interval = max(first.poke_interval, 10.0)
+        interval = max(first.poke_interval, _LONG_INTERVAL)
         answers = self.ways.choice(("503", "503", "404", "old"))
         at = round(first.begins + self.ways.uniform(1.2, 5) * interval, 2) + 0.007
-        timeout = max(self.span, at) + (2400.0 if answers == "old" else 1200.0) + 2 * interval
+        timeout = max(self.span, at) + (2000.0 if answers == "old" else 600.0) + 4 * interval
         first = replace(first, poke_interval=interval, timeout=timeout, exponential_backoff=False, max_wait=None)
         return (first, *rest), (Switch(at, answers),)
 
