@@ -236,14 +236,15 @@ class _Draw:
             waits, error = self._with_a_pause_without_limit(waits)
         switches: tuple[Switch, ...] = ()
         forgets_after = None
-        if self.ways.random() < 0.15:
+        # With a shorter pace, all statements would be over before it.
+        if self.pace > 5 and self.ways.random() < 0.25:
             waits, switches = self._with_a_switch(waits)
-        elif self.pace > 2 and self.ways.random() < 0.25:
+        elif self.pace > 2 and self.ways.random() < 0.3:
             forgets_after = self.ways.choice((6.0, 8.0, 15.0))
             waits = self._with_long_intervals(waits, 1.25 * forgets_after)
-            if self.ways.random() < 0.6:
-                # Errors of the vendor hide what the network does.
-                schedule, error = replace(schedule, faults=(), kills=()), ()
+        if (switches or forgets_after) and self.ways.random() < 0.6:
+            # Errors of the vendor hide what the network does.
+            schedule, error = replace(schedule, faults=(), kills=()), ()
         frozen = more.choice(plays).entity_id if more.random() < 0.2 else None
         return replace(
             schedule,
@@ -450,10 +451,12 @@ class _Draw:
         """Return the waits, the first of which outlasts what its kept connections lead to, and a switch."""
         first, *rest = waits
         interval = max(first.poke_interval, _LONG_INTERVAL)
-        answers = self.ways.choice(("503", "503", "404", "old"))
-        at = round(first.begins + self.ways.uniform(1.2, 5) * interval, 2) + 0.007
-        timeout = max(self.span, at) + (2000.0 if answers == "old" else 600.0) + 4 * interval
-        first = replace(first, poke_interval=interval, timeout=timeout, exponential_backoff=False, max_wait=None)
+        answers = self.ways.choice(("503", "503", "404", "old", "old"))
+        at = round(self.ways.uniform(1.2, 3) * interval, 2) + 0.007
+        timeout = max(self.span, at) + (2000.0 if answers == "old" else 1000.0) + 4 * interval
+        first = replace(
+            first, begins=0.003, poke_interval=interval, timeout=timeout, exponential_backoff=False, max_wait=None
+        )
         return (first, *rest), (Switch(at, answers),)
 
     @staticmethod
