@@ -96,6 +96,7 @@ async def _webhook(request: Request) -> Response:
 async def _recent_events(request: Request) -> Response:
     """Return recent events to a triggerer: the number of each, and the digests of its link and entity."""
     token = _check_internal_token(request)
+    request.app.state.writer.measuring.begin()
     since, after = _parse_time(request, "since"), _parse_time(request, "after")
     if after is not None:
         await request.app.state.writer.wait_for_event(after)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import with_loader_criteria
 
 from airflow_provider_bankconnect.receiver import address, runs
+from airflow_provider_bankconnect.receiver.measure import Measuring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -40,11 +40,8 @@ _MAX_FEED: Final = 5000
 _LONG_POLL_SECONDS: Final = 1.0
 # A triggerer's first request gets the events of this period.
 _RECENT: Final = timedelta(minutes=2)
-# The clocks of BankConnect and of this machine may differ, and the payload history has whole seconds.
-_CLOCK_DIFFERENCE: Final = timedelta(minutes=5)
 # Airflow may refuse to create a run for an event at all, for instance because of a partition mapper.
 _MOST_TIMES: Final = 5
-_REPORT_SECONDS: Final = 60.0
 _HAS_CALLBACK_SINK: Final = "callback_sink" in inspect.signature(asset_manager.register_asset_change).parameters
 
 
@@ -146,9 +143,7 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._recorded = asyncio.Event()
         self._recorded_at: datetime | None = None
-        # When to report events without a run, by connection, and the reports that are under way.
-        self._report_at: dict[str, float] = {}
-        self._reports: set[asyncio.Future[None]] = set()
+        self.measuring = Measuring()
 
     def is_full(self, more: int = 1) -> bool:
         """Return whether the queue has no room for that many more."""
@@ -187,16 +182,7 @@ class Writer:
                 # It is done already if the client has disconnected.
                 if not one.outcome.done():
                     one.outcome.set_result(outcome)
-            self._report(conn_id)
-
-    def _report(self, conn_id: str) -> None:
-        """Report events without a run beside the queue, once a minute. Nothing is late in the first minute."""
-        now = time.monotonic()
-        if now >= self._report_at.setdefault(conn_id, now + _REPORT_SECONDS):
-            self._report_at[conn_id] = now + _REPORT_SECONDS
-            report = asyncio.ensure_future(asyncio.to_thread(runs.report_without_run, conn_id))
-            self._reports.add(report)
-            report.add_done_callback(self._reports.discard)
+            self.measuring.go_on()
 
 
 @tenacity.retry(
@@ -287,15 +273,16 @@ def _purged(session: Session, asset_id: int, sent: Iterable[Sent]) -> set[Comple
     """Return the completed statements whose event was recorded and has been purged.
 
     The fields of a purged event are gone. But an event of the customer that was recorded after the statement was
-    completed started a run that read this statement, too.
+    completed started a run that read this statement, too. The run of an earlier one may have ended before. So there is
+    no allowance for clocks that differ: a second run is safer than none.
     """
     dated = [
-        (one.event.completion, one.event.key, one.completed_at - _CLOCK_DIFFERENCE)
+        (one.event.completion, one.event.key, one.completed_at)
         for one in sent
         if one.completed_at and one.event.completion
     ]
     purged = runs.purged(session, asset_id, {key for _, key, _ in dated}) if dated else {}
-    return {completion for completion, key, after in dated if key in purged and purged[key] >= after}
+    return {completion for completion, key, completed_at in dated if key in purged and purged[key] >= completed_at}
 
 
 def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, WebhookEvent]]]:

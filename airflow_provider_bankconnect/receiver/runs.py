@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 # Airflow keeps a DAG whose file was removed for ever, and an event for each of them would be too many.
 _STALE_FOR: Final = timedelta(days=7)
 # Runs are usually created within seconds.
-_LATE: Final = timedelta(minutes=5)
+LATE: Final = timedelta(minutes=5)
 _REPORTED_FOR: Final = timedelta(days=1)
 
 
@@ -148,7 +148,7 @@ def customers_without_run(session: Session, asset_ids: Collection[int]) -> dict[
         .where(AssetEvent.asset_id.in_(asset_ids), AssetEvent.timestamp > now - _REPORTED_FOR)
         .subquery()
     )
-    is_late = and_(recent.c.run.is_(None), recent.c.timestamp < now - _LATE)
+    is_late = and_(recent.c.run.is_(None), recent.c.timestamp < now - LATE)
     late = func.max(case((is_late, recent.c.id), else_=0))
     # The run of a later event reads the same records of BankConnect.
     with_run = func.max(case((recent.c.run.is_not(None), recent.c.id), else_=0))
@@ -156,19 +156,40 @@ def customers_without_run(session: Session, asset_ids: Collection[int]) -> dict[
     return Counter(session.scalars(left))
 
 
-def report_without_run(conn_id: str) -> None:
-    """Report the customers whose events have no run, as a metric and in the log. Raises nothing."""
+def report_without_run(reported: dict[str, int]) -> bool:
+    """Report for each connection how many customers have an event without a run. Raises nothing.
+
+    :param reported: the counts that the log has told, by connection; kept up to date.
+    :returns: whether there is or may be such a customer.
+    """
     try:
         with create_session(scoped=False) as session:
-            asset = find_asset(session, conn_id)
-            count = customers_without_run(session, [asset.id]).get(asset.id, 0) if asset else 0
+            assets = _webhook_assets(session)
+            counts = customers_without_run(session, assets.keys()) if assets else {}
     except Exception:  # noqa: BLE001 - it runs beside the queue, and nobody waits for it
-        _log.exception("Could not count the webhook events of %r without a run", conn_id)
-        return
-    Stats.gauge("bankconnect.webhooks_without_run", count, tags={"conn_id": tag_value(conn_id)})
-    if count:
-        causes = "a DAG is paused, cannot be parsed or was edited, or Airflow's scheduler is late"
-        _log.warning("%d customers of %r have webhooks older than 5 minutes and no run: %s", count, conn_id, causes)
+        _log.exception("Could not count the webhook events without a run")
+        return True
+    for asset_id, conn_id in assets.items():
+        count = counts.get(asset_id, 0)
+        Stats.gauge("bankconnect.webhooks_without_run", count, tags={"conn_id": tag_value(conn_id)})
+        if count != reported.get(conn_id, 0):
+            if count:
+                causes = "a DAG is paused, cannot be parsed or was edited, or Airflow's scheduler is late"
+                text = "%d customers of %r have webhooks older than 5 minutes and no run: %s"
+                _log.warning(text, count, conn_id, causes)
+            else:
+                _log.info("No customer of %r has a webhook of the last day without a run any more", conn_id)
+        reported[conn_id] = count
+    return any(counts.values())
+
+
+def _webhook_assets(session: Session) -> dict[int, str]:
+    """Return the connection of each webhook asset, as :func:`find_asset` finds them."""
+    query = select(AssetModel.id, AssetModel.uri).where(AssetModel.uri.startswith(address.ASSET_PREFIX))
+    first: dict[str, int] = {}
+    for number, uri in session.execute(query.order_by(AssetModel.active.has().desc(), AssetModel.id)):
+        first.setdefault(uri, number)
+    return {number: address.conn_id_of(uri) for uri, number in first.items()}
 
 
 def warn_without_run(conn_id: str, asset: AssetModel) -> None:

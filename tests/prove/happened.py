@@ -37,6 +37,7 @@ ANSWERS = (
         "HTML",
         "redirect",
     ),
+    *("old server: 503", "old server: 404", "old server: its records", "connection forgotten"),
     *("slow", "too slow", "stale", "in another order", "unknown fields", "rows repeated", "403 of identity"),
 )
 WEBHOOKS = ("prompt", "dropped", "doubled", "late", "out of order", "replayed", "forged", "suppressed")
@@ -77,6 +78,10 @@ _NAMES = {
     "garbage": "HTML",
     "duplicate": "rows repeated",
     "reset": "reset",
+    "switch 503": "old server: 503",
+    "switch 404": "old server: 404",
+    "switch old": "old server: its records",
+    "forgotten": "connection forgotten",
     "redirect": "redirect",
 }
 

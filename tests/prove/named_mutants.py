@@ -1,4 +1,4 @@
-"""Twenty-five mutants: small changes of the package's code, each of which breaks the theorem.
+"""Thirty-three mutants: small changes of the package's code, each of which breaks the theorem.
 
 A change names a function and the source text that it replaces. It fails where either no longer exists.
 """
@@ -81,6 +81,10 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     "reads no fraction of a Retry-After": (
         Change("api:retry_after_seconds", "_NUMBER.fullmatch(text)", "text.isdigit()"),
     ),
+    "keeps a Retry-After of any length": (
+        Change("api:retry_after_seconds", "min(float(text), _LONGEST_PAUSE)", "float(text)"),
+    ),
+    "tries a 408 or 425 as any other answer": (Change("api:check_status", "status in {408, 425} or ", ""),),
     "takes a 403 of a firewall for BankConnect's": (
         Change("api:check_status", "not _has_detail(answer.body)", "False"),
     ),
@@ -109,10 +113,29 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
     "drops the last poke": (
         Change("wait:Wait.next", "if not self._is_last_poke_made and not self._is_last_poke_paused(now):", "if False:"),
     ),
+    "leaves out the last poke in a pause of any length": (
+        Change("wait:Wait._is_last_poke_paused", "pause.seconds <= LONGEST_LAST_PAUSE and ", ""),
+    ),
     "pokes for an event during a pause": (
         Change(
             "wait:Wait.notified", "max(self._rested, self._pause.until, self._settled, now)", "max(self._rested, now)"
         ),
+    ),
+    "keeps its connections after errors in a row": (
+        Change("wait:Wait.needs_new_connection", "self._errors >= STREAK", "False"),
+    ),
+    "keeps its connections in a lasting 404": (
+        Change("wait:Wait.needs_new_connection", "now - not_found >= NOT_FOUND_PATIENCE", "False"),
+        Change("triggers.bankconnect:_BankConnectTrigger._test_call", "poller.use_new_connections()", "pass"),
+    ),
+    "uses a connection of any age": (
+        Change("hooks.kept:KeptConnections.may_reuse", "now - life.opened >= GREATEST_AGE", "False"),
+    ),
+    "awaits an answer on a forgotten connection": (
+        Change("hooks.async_http:AsyncTrip.connected", "patience is None or", "True or"),
+    ),
+    "sends no request again on a new connection": (
+        Change("hooks.async_http:AsyncTrip.take_another_way", "self.now >= self.end", "True"),
     ),
     "keeps polling after success": (
         Change(

@@ -62,7 +62,8 @@ def check_over_tls(drawn: Schedule) -> None:
     # Over TLS the entities of a link come in another order.
     only_wire = {"delay", "shuffle"} if drawn.waits[0].is_of_customer else {"delay"}
     faults = tuple(fault for fault in drawn.faults if fault.kind not in only_wire)
-    schedule = replace(drawn, faults=faults, repeats=0.0, waits=drawn.waits[:1])
+    network = {"switches": (), "forgets_after": None}
+    schedule = replace(drawn, faults=faults, repeats=0.0, waits=drawn.waits[:1], **network)
     simulated, (real, requests) = play(schedule), play_over_tls(schedule)
     if len(simulated.replies) != requests:
         raise BrokenError(f"seed {drawn.seed}: {requests} requests over TLS, and {len(simulated.replies)} without")

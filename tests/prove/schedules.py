@@ -25,6 +25,8 @@ STARTS = (
 )
 ZONES = ("UTC", "UTC", "Asia/Kolkata", "Asia/Kathmandu", "America/New_York")
 REQUEST_TIMEOUT = 10.0
+# Of waits for an hour: each poke takes a millisecond of the proof's time.
+_LONG_INTERVAL = 30.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,17 @@ class Kill:
 
     at: float
     back: float
+
+
+@dataclass(frozen=True)
+class Switch:
+    """From ``at`` on, only new connections lead to BankConnect.
+
+    Those that are open lead to a server that answers 503 or 404, or, with ``old``, tells its records of that time.
+    """
+
+    at: float
+    answers: str
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,9 @@ class Schedule:
     # With a mode, the history omits the statements that sent no webhook.
     webhook_mode: int | None = None
     frozen: tuple[Frozen, ...] = ()
+    switches: tuple[Switch, ...] = ()
+    # Something on the way forgets a connection that was idle for so long: no answer comes back on it.
+    forgets_after: float | None = None
 
     def moment(self, seconds: float) -> datetime:
         """Return that second as a time of day."""
@@ -148,7 +164,8 @@ class Schedule:
     def __str__(self) -> str:
         lines = [f"start {self.start.isoformat()}, vendor in {self.vendor_zone}, the connection in {self.our_zone}"]
         lines.append(f"transaction_status {self.transaction_status}, webhook_mode {self.webhook_mode}")
-        for name in ("plays", "extra_rows", "deliveries", "faults", "kills", "waits", "frozen"):
+        lines.append(f"idle connections are forgotten after {self.forgets_after} s")
+        for name in ("plays", "extra_rows", "deliveries", "faults", "kills", "waits", "frozen", "switches"):
             lines += [f"  {one!r}" for one in getattr(self, name)]
         return "\n".join(lines)
 
@@ -162,7 +179,8 @@ def smaller(schedule: Schedule) -> Iterator[Schedule]:
                 left = things[:number] + things[number + 1 :]
                 if left or field.name != "waits":
                     yield replace(schedule, **{field.name: left})
-    for name, usual in (("repeats", 0.0), ("transaction_status", "sent"), ("webhook_mode", None)):
+    usually = {"repeats": 0.0, "transaction_status": "sent", "webhook_mode": None, "forgets_after": None}
+    for name, usual in usually.items():
         if getattr(schedule, name) != usual:
             yield replace(schedule, **{name: usual})
 
@@ -180,6 +198,8 @@ class _Draw:
         self.more = Random(f"customers {seed}")
         self.network = Random(f"network {seed}")
         self.long = Random(f"long {seed}")
+        self.longer = Random(f"longer {seed}")
+        self.ways = Random(f"ways {seed}")
         # The unit of this schedule: intervals, faults and graces are multiples of it, so that they coincide.
         self.pace = self.rng.choice((2.0, 5.0, 15.0, 60.0))
         self.span = self.pace * self.rng.randint(8, 20)
@@ -212,10 +232,25 @@ class _Draw:
         error: tuple[Fault, ...] = ()
         if self.pace == 60 and self.long.random() < 0.3:
             waits, error = self._with_an_error_after_an_event(waits, plays)
+        elif self.longer.random() < 0.04:
+            waits, error = self._with_a_pause_without_limit(waits)
+        switches: tuple[Switch, ...] = ()
+        forgets_after = None
+        # With a shorter pace, all statements would be over before it.
+        if self.pace > 5 and self.ways.random() < 0.25:
+            waits, switches = self._with_a_switch(waits)
+        elif self.pace > 2 and self.ways.random() < 0.3:
+            forgets_after = self.ways.choice((6.0, 8.0, 15.0))
+            waits = self._with_long_intervals(waits, 1.25 * forgets_after)
+        if (switches or forgets_after) and self.ways.random() < 0.6:
+            # Errors of the vendor hide what the network does.
+            schedule, error = replace(schedule, faults=(), kills=()), ()
         frozen = more.choice(plays).entity_id if more.random() < 0.2 else None
         return replace(
             schedule,
             waits=waits,
+            switches=switches,
+            forgets_after=forgets_after,
             frozen=() if frozen is None else (Frozen(round(more.uniform(0, self.span), 2) + 0.001, frozen),),
             faults=(*schedule.faults, *self._faults_of_identity(waits), *self._faults_of_the_network(), *error),
         )
@@ -401,6 +436,41 @@ class _Draw:
         first = replace(first, poke_interval=480.0, timeout=timeout, exponential_backoff=False, max_wait=None)
         after = max(0.0, round(self.long.choice(plays).ends * 4) / 4)
         return (first, *rest), (Fault(kind="status", status=503, after=after, until=after + 4.0),)
+
+    def _with_a_pause_without_limit(self, waits: tuple[Wait, ...]) -> tuple[tuple[Wait, ...], tuple[Fault, ...]]:
+        """Return the waits, the first of which outlasts the longest pause, and an answer that asks for a longer one."""
+        first, *rest = waits
+        after = round(self.longer.uniform(0, 0.5 * self.span) * 4) / 4
+        fault = Fault(kind="status", status=429, retry_after=999_999, after=after, until=after + 2 * self.pace)
+        timeout = self.span + 3600.0 + 20 * self.pace
+        interval = max(first.poke_interval, _LONG_INTERVAL)
+        first = replace(first, poke_interval=interval, timeout=timeout, exponential_backoff=False, max_wait=None)
+        return (first, *rest), (fault,)
+
+    def _with_a_switch(self, waits: tuple[Wait, ...]) -> tuple[tuple[Wait, ...], tuple[Switch, ...]]:
+        """Return the waits, the first of which outlasts what its kept connections lead to, and a switch."""
+        first, *rest = waits
+        interval = max(first.poke_interval, _LONG_INTERVAL)
+        answers = self.ways.choice(("503", "503", "404", "old", "old"))
+        at = round(self.ways.uniform(1.2, 3) * interval, 2) + 0.007
+        timeout = max(self.span, at) + (2000.0 if answers == "old" else 1000.0) + 4 * interval
+        first = replace(
+            first, begins=0.003, poke_interval=interval, timeout=timeout, exponential_backoff=False, max_wait=None
+        )
+        return (first, *rest), (Switch(at, answers),)
+
+    @staticmethod
+    def _with_long_intervals(waits: tuple[Wait, ...], interval: float) -> tuple[Wait, ...]:
+        """Return the waits, of which the first pokes no more often than that."""
+        first, *rest = waits
+        interval = max(first.poke_interval, interval)
+        timeout = max(first.timeout, 6 * interval)
+        return (
+            replace(
+                first, begins=0.003, poke_interval=interval, timeout=timeout, exponential_backoff=False, max_wait=None
+            ),
+            *rest,
+        )
 
     def _customer_gate(self, play: Play, plays: list[Play], begins: float) -> dict[str, Any]:
         more = self.more

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from named_mutants import MUTANTS, Change, planted
 from over_tls import check_over_tls
 from proof import kill, prove, smallest
-from schedules import draw
+from schedules import STARTS, Play, Schedule, Switch, Wait, draw
 from simulation import play
 from theorem import BrokenError
 
@@ -45,6 +45,32 @@ def test_seed_is_played_the_same_each_time(seed):
     assert one.waits == other.waits
     assert one.replies == other.replies
     assert len(one.replies) > 5
+
+
+@pytest.mark.parametrize("mode", ["deferred", "poke"])
+@pytest.mark.parametrize(
+    ("network", "found", "until"),
+    [
+        # After three errors in a row, five minutes of 404, 30 minutes of a connection, and one silence.
+        ({"switches": (Switch(150.0, "503"),)}, "switch 503", 420.0),
+        ({"switches": (Switch(150.0, "404"),)}, "switch 404", 540.0),
+        ({"switches": (Switch(150.0, "old"),)}, "switch old", 1860.0),
+        ({"forgets_after": 20.0}, "forgotten", 130.0),
+        ({"forgets_after": 70.0}, "forgotten", 0.0),
+    ],
+)
+def test_kept_connections_lead_where_they_led(mode, network, found, until):
+    wait = Wait("wait", 0.003, {"link_id": "link-0", "expected_statements": 1, "failure_grace": 0.0}, "fail", 60.0, 9e3)
+    plays = (Play("link-0", "customer-0", "s0", 0.0, 3000.0, "completed"),)
+    nothing = {"extra_rows": (), "deliveries": (), "faults": (), "kills": (), "unknown_is_404": False, "repeats": 0.0}
+    zones = {"vendor_zone": "UTC", "our_zone": "UTC"}
+    schedule = Schedule(seed=1, start=STARTS[0], plays=plays, waits=(wait,), **zones, **nothing, **network)
+    trace = play(schedule, mode)
+    old = [reply.sent for reply in trace.replies if found in reply.faults]
+    assert until - 130 < max(old, default=0.0) <= until
+    if found == "forgotten":
+        assert len(old) == (until > 0)
+    prove(schedule)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -34,6 +34,11 @@ LONGEST_LAST_PAUSE = 600.0
 LONGEST_RETRY_AFTER = 3600.0
 REPEATED = 300.0  # a 403 of a firewall is final if it comes again after this time without an answer
 POKES_FOR_AN_EVENT = 4
+PATIENCE = REQUEST_TIMEOUT / 4  # with a kept connection that was idle and is silent
+GREATEST_AGE = 1800.0  # of a connection that carries a request
+ERRORS = 3  # in a row, and a wait has a new connection used
+NOT_FOUND = 300.0  # of 404, and it does so too
+RENEWAL = 60.0  # between two new connections that waits have used
 # Closing a session takes 0.02 s, and floats are not exact.
 A_MOMENT = 0.05
 NOTHING = 1e-6
@@ -165,7 +170,7 @@ def _was_refused_again(trace: Trace, observed: Observed) -> None:
     for reply in trace.replies:
         if reply.answered > observed.ended or not may_ask(schedule, wait, reply.record) or not _binds(reply, observed):
             continue
-        if reply.status in {200, 404} and reply.record in wait.starts[-1:]:
+        if not _is_failure(reply) and reply.record in wait.starts[-1:]:
             since = None
         elif "firewall" in reply.faults and reply.status == 403:
             since = reply.answered if since is None else since
@@ -254,7 +259,7 @@ def _gives_the_vendor_its_time(trace: Trace) -> None:
         for other in trace.replies:
             if is_long and _is_last_poke(trace, other):
                 continue
-            if other.by == reply.by and reply.answered < other.sent < again:
+            if other.by == reply.by and reply.answered < other.begun < again:
                 raise BrokenError(f"asked to wait until {again:.3f}, {reply.by} asked at {other.sent:.3f}: {reply}")
         for observed in trace.waits:
             until = min(again, observed.wait.deadline) if is_long else again
@@ -363,7 +368,10 @@ def longest_pause(wait: Wait, at: float) -> float:
 
 
 def _slowest(schedule: Schedule) -> float:
-    return min(REQUEST_TIMEOUT, sum(fault.seconds for fault in schedule.faults if fault.kind == "delay"))
+    """Return the most seconds that a request takes, of which some may go by on a connection that is forgotten."""
+    delay = sum(fault.seconds for fault in schedule.faults if fault.kind == "delay")
+    is_silent = delay > PATIENCE or schedule.forgets_after is not None
+    return min(REQUEST_TIMEOUT, delay + (PATIENCE if is_silent else 0.0))
 
 
 def _slowest_poke(schedule: Schedule, wait: Wait) -> float:
@@ -386,6 +394,9 @@ def _unreliable(schedule: Schedule, wait: Wait, true_since: float) -> Iterator[t
             yield fault.after, end, max(asked, 0.0 if fault.status == 404 else LONGEST_BACKOFF)
         if fault.kind == "stale":
             yield fault.after, min(end, true_since + _stalest(schedule)), 0.0
+    for switch in schedule.switches:
+        if switch.answers == "old":
+            yield switch.at, switch.at + GREATEST_AGE, 0.0
     for frozen in schedule.frozen:
         if wait.uses_identity and may_ask(schedule, wait, ("identity", frozen.entity_id)):
             yield frozen.at, float("inf"), 0.0
@@ -401,12 +412,28 @@ def bound(schedule: Schedule, wait: Wait, true_since: float) -> float:
         # The first answers of a poke with several requests may be from before.
         latest += SHARED + (slow if requests_of(schedule, wait) > 1 else 0.0)
         latest += longest_pause(wait, latest)
+    old = sum(_on_old_connections(schedule, wait, latest, switch.answers) for switch in schedule.switches)
     for start, end, pause in sorted(_unreliable(schedule, wait, true_since)):
-        if start <= latest:
+        # The pokes on connections from before a switch may come at any time.
+        if start <= latest + old:
             # A poke that began in it, its answer, and the test call after a 404.
             over = end + slow + _slowest(schedule)
             latest = max(latest, over + max(pause, longest_pause(wait, over)) + RESUME)
-    return latest + slow
+    return latest + old + slow
+
+
+def _on_old_connections(schedule: Schedule, wait: Wait, at: float, answers: str) -> float:
+    """Return the seconds that pass until a wait uses a new connection, because the old server does not serve it."""
+    if answers == "old":
+        return 0.0
+    slow = _slowest_poke(schedule, wait) + _slowest(schedule)
+    before = at
+    if answers == "404":
+        return NOT_FOUND + RENEWAL + 2 * (longest_pause(wait, at + NOT_FOUND) + slow + RESUME)
+    for _ in range(ERRORS):
+        # Errors of other waits may hold back all waits for as long again.
+        at += max(longest_pause(wait, at), 2 * (LONGEST_BACKOFF + RESUME)) + slow
+    return at - before + RENEWAL
 
 
 def truth(trace: Trace, observed: Observed) -> list[tuple[float, Reading]]:
@@ -467,6 +494,9 @@ def decided(trace: Trace, observed: Observed) -> Reading | None:
         fault.kind in {"delay", "stale"} or fault.status == 404 for fault in schedule.faults
     ):
         # A poke may read its records as they were at different times, or no history: a link with a 404 has no rows.
+        return None
+    if schedule.switches:
+        # Some pokes read the old records, and others the present ones.
         return None
     if wait.poke_interval >= REPEATED and any(fault.kind == "firewall" for fault in schedule.faults):
         # Two of its pokes in a row, which a bound for shorter intervals does not expect, may end it with a 403.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from receivers import CONN_ID, DAGS, NOTHING, ODD, statement, until
+from receivers import CONN_ID, DAGS, NOTHING, ODD, TOKEN, statement, until
 
 from airflow_provider_bankconnect.receiver import address
 
 if not address.is_supported():
     pytest.skip("needs Airflow 3.2", allow_module_level=True)
-from airflow_provider_bankconnect.receiver import events, runs
+from airflow_provider_bankconnect.receiver import events, measure, runs
+from airflow_provider_bankconnect.receiver.app import make_app
 
 IS_3_2 = address.airflow_version.startswith("3.2.")
 BROKEN = "import no_such_module  # airflow dag"
@@ -206,14 +208,21 @@ async def test_catch_up_knows_statements_whose_events_are_purged(receiver, datab
     assert len(airflow.create_runs()) == 2
     airflow.clean("asset_event")
     assert database.events == []
-    rows = [row(1, ago=timedelta(minutes=1)), row(2, link_id="loan-2")]
+    minute = timedelta(minutes=1)
+    rows = [row(1, ago=minute), row(2, link_id="loan-2", ago=minute)]
     assert await caught_up(receiver, *rows, how="check") == {"missed": 0}
     assert "Missed webhook" not in caplog.text
     assert await caught_up(receiver, *rows) == events_of(duplicate=2)
     # A newer statement of the same customer, or one of another customer, is none of them.
-    new = [row(3, ago=-timedelta(hours=1)), row(1, link_id="loan-3"), statement(statement_id="1", date_time="?")]
-    assert await caught_up(receiver, *new, how="check") == {"missed": 3}
-    assert await caught_up(receiver, *new) == events_of(recorded=3)
+    # The one that was completed four minutes later may be in no run: that of the purged event may have ended before.
+    new = [
+        row(3, ago=-timedelta(hours=1)),
+        row(4, ago=-4 * minute),
+        row(1, link_id="loan-3"),
+        statement(statement_id="1", date_time="?"),
+    ]
+    assert await caught_up(receiver, *new, how="check") == {"missed": 4}
+    assert await caught_up(receiver, *new) == events_of(recorded=4)
     assert await caught_up(receiver, *rows, how="again") == events_of(recorded=2)
 
 
@@ -222,19 +231,30 @@ def events_of(**counts):
 
 
 async def test_customers_without_a_run_are_counted(receiver, database, airflow, caplog, monkeypatch):
-    gauges = []
-    monkeypatch.setattr(runs.Stats, "gauge", lambda *arguments, **more: gauges.append((*arguments, more["tags"])))
+    gauges, reported = {}, {}
+    monkeypatch.setattr(
+        runs.Stats, "gauge", lambda name, value, *, tags: gauges.update({(name, *tags.values()): value})
+    )
+    caplog.set_level("INFO")
 
     def report():
-        runs.report_without_run(ODD)
-        return gauges[-1][1]
+        before = len(caplog.messages)
+        is_left = runs.report_without_run(reported)
+        # For each connection, whether or not it has events.
+        first, odd = (gauges["bankconnect.webhooks_without_run", tag] for tag in (CONN_ID, "odd_account__1._b_"))
+        assert (first, is_left) == (0, odd > 0)
+        lines.append([line for line in caplog.messages[before:] if "run" in line])
+        return odd
+
+    lines = []
 
     for number, link in enumerate(("a", "a", "b", "c")):
         assert (await receiver.post(row(number, link_id=link), conn_id=ODD)).status == 200
     assert report() == 0
     database.change("update asset_event set timestamp = :late", late=datetime.now(UTC) - timedelta(minutes=6))
-    assert report() == 3
-    assert f"3 customers of '{ODD}' have webhooks older than 5 minutes and no run" in caplog.text
+    assert report() == report() == 3
+    assert [len(some) for some in lines] == [0, 1, 0]
+    assert f"3 customers of '{ODD}' have webhooks older than 5 minutes and no run" in lines[1][0]
     database.change("delete from asset_partition_dag_run where partition_key = 'link:c'")
     airflow.create_runs()
     assert report() == 1
@@ -246,20 +266,100 @@ async def test_customers_without_a_run_are_counted(receiver, database, airflow, 
     database.change("delete from dagrun_asset_event")
     database.change("update asset_event set timestamp = :old", old=datetime.now(UTC) - timedelta(hours=25))
     assert report() == 0
-    assert {(name, *tags.values()) for name, _, tags in gauges} == {
-        ("bankconnect.webhooks_without_run", "odd_account__1._b_")
-    }
-    runs.report_without_run("unknown")
-    assert gauges[-1][1] == 0
+    assert f"No customer of '{ODD}' has a webhook of the last day without a run any more" in caplog.text
+    # The table cannot be read: there may be some.
+    database.change("alter table asset_event rename to away")
+    assert runs.report_without_run(reported)
+    assert "Could not count the webhook events without a run" in caplog.text
+
+
+class Measured:
+    """Measurements, each with the result of ``is_left``, and a clock. Each minute takes no time."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.count, self.is_left = 1000.0, 0, False
+        monkeypatch.setattr(measure, "_SECONDS", 0.0)
+        monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(runs, "report_without_run", self.report)
+
+    def report(self, _reported):
+        self.count += 1
+        return self.is_left
+
+    async def twice_more(self):
+        """Wait for a measurement that has begun since."""
+        count = self.count
+        await until(lambda: self.count >= count + 2)
 
 
 @pytest.mark.usefixtures("sqlite")
-async def test_customers_without_a_run_are_counted_once_a_minute_beside_the_queue(receiver, monkeypatch):
-    reported = []
-    monkeypatch.setattr(runs, "report_without_run", reported.append)
-    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(events, "time", clock)
-    for clock.now, count in ((1000.0, 0), (1059.0, 0), (1060.0, 1), (1119.0, 1), (1300.0, 2)):
-        await receiver.post(row(clock.now))
-        await until(lambda count=count: len(reported) >= count)
-        assert reported == [CONN_ID] * count
+async def test_customers_without_a_run_are_measured_until_the_last_event_is_late_and_each_has_a_run(
+    receiver, monkeypatch
+):
+    measured, writer = Measured(monkeypatch), events.Writer()
+    receiver.app.routes[-1].app._app = app = make_app()
+    app.state.writer = writer
+    await receiver.post(row())
+    task = writer.measuring._task
+    await measured.twice_more()
+    # A later event puts the end off.
+    measured.now += 299
+    await receiver.post(row(2))
+    measured.now += 299
+    await measured.twice_more()
+    measured.is_left = True
+    measured.now += 86400
+    await measured.twice_more()
+    assert writer.measuring._task is task
+    assert not task.done()
+    measured.is_left = False
+    await until(task.done)
+    count = measured.count
+    # With the next event it begins again.
+    await receiver.post(row(3))
+    await until(lambda: measured.count > count)
+
+
+async def test_event_during_the_last_measurement_is_measured_too(monkeypatch):
+    measured, measuring = Measured(monkeypatch), measure.Measuring()
+
+    def report(_reported):
+        measured.count += 1
+        if measured.count == 1:
+            measuring.go_on()
+        return False
+
+    monkeypatch.setattr(runs, "report_without_run", report)
+    measuring.go_on()
+    measured.now += 301
+    await until(lambda: measured.count > 1)
+    measured.now += 301
+    await until(measuring._task.done)
+
+
+@pytest.mark.usefixtures("sqlite")
+async def test_customers_without_a_run_are_measured_when_a_triggerer_first_asks(receiver, monkeypatch):
+    """An API server that was restarted may get no further webhook."""
+    measured = Measured(monkeypatch)
+    internal_token = ("authorization", f"Bearer {address.internal_token(TOKEN)}")
+    for _ in range(2):
+        assert (await receiver.send(f"{address.PREFIX}/events", method="GET", headers=[internal_token])).status == 200
+        await until(lambda: measured.count)
+        measured.now += 301
+        await asyncio.sleep(0)
+    measuring = receiver.app.routes[-1].app._app.state.writer.measuring
+    await until(measuring._task.done)
+    assert (await receiver.send(f"{address.PREFIX}/events", method="GET", headers=[internal_token])).status == 200
+    assert measuring._task.done()
+
+
+def test_measuring_ends_with_the_event_loop():
+    measuring = measure.Measuring()
+
+    async def serve():
+        measuring.go_on()
+        await asyncio.sleep(0)
+        assert not measuring._task.done()
+
+    asyncio.run(serve())
+    assert measuring._task.cancelled()
