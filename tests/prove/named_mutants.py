@@ -79,10 +79,10 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         Change("api:check_status", "retry_after_seconds(answer.retry_after, answer.received_at)", "None"),
     ),
     "reads no fraction of a Retry-After": (
-        Change("api:retry_after_seconds", "_NUMBER.fullmatch(text)", "text.isdigit()"),
+        Change("api:retry_after_seconds", "map(_NUMBER.fullmatch, numbers)", "map(str.isdigit, numbers)"),
     ),
     "keeps a Retry-After of any length": (
-        Change("api:retry_after_seconds", "min(float(text), _LONGEST_PAUSE)", "float(text)"),
+        Change("api:retry_after_seconds", "min(max(map(float, numbers)), _LONGEST_PAUSE)", "max(map(float, numbers))"),
     ),
     "tries a 408 or 425 as any other answer": (Change("api:check_status", "status in {408, 425} or ", ""),),
     "takes a 403 of a firewall for BankConnect's": (
@@ -125,7 +125,7 @@ MUTANTS: dict[str, tuple[Change, ...]] = {
         Change("wait:Wait.needs_new_connection", "self._errors >= STREAK", "False"),
     ),
     "keeps its connections in a lasting 404": (
-        Change("wait:Wait.needs_new_connection", "now - not_found >= NOT_FOUND_PATIENCE", "False"),
+        Change("wait:Wait.needs_new_connection", "now - self._not_found_since >= NOT_FOUND_PATIENCE", "False"),
         Change("triggers.bankconnect:_BankConnectTrigger._test_call", "poller.use_new_connections()", "pass"),
     ),
     "uses a connection of any age": (
