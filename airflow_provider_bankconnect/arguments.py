@@ -134,7 +134,8 @@ def is_private_host(host: str) -> bool:
 def is_private_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Return whether an address is not one of the public internet."""
     address = getattr(address, "ipv4_mapped", None) or address
-    return not address.is_global or address.is_multicast or address.is_reserved
+    is_site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    return not address.is_global or address.is_multicast or address.is_reserved or is_site_local
 
 
 def is_literal(value: object) -> bool:

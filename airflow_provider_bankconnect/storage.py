@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import secrets
 import zipfile
+from concurrent.futures import wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,6 +18,7 @@ from airflow_provider_bankconnect import api
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from concurrent.futures import Executor
 
 # A part of an upload to an object store, in bytes: s3fs alone would keep 50 MiB of each file in memory.
 _BLOCK_BYTES: Final = 5 * 2**20
@@ -51,13 +54,13 @@ class Folder:
 
     :param path: the folder: Airflow's ``ObjectStoragePath``, or its URL.
     :param parts: ids that name folders below it.
-    :param mark: makes the temporary names those of one task, for all of its tries.
+    :param mark: makes the temporary names those of one task. Each try of it has others.
     :raises ValueError: there is no filesystem for the URL; names the package to install.
     """
 
     def __init__(self, path: ObjectStoragePath | str, *parts: str, mark: str) -> None:
         try:
-            given = ObjectStoragePath(path)
+            given = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(path)
             self._fs: Any = given.fs
         except (ImportError, ValueError) as error:
             # The two messages for an unknown one are of Airflow and of universal-pathlib.
@@ -74,7 +77,12 @@ class Folder:
         self._url = f"{scheme or 'file'}://{conn_id}{rest}/{below}"
         self._root = f"{given.path.rstrip('/')}/{below}"
         self._mark = mark
+        self._try = secrets.token_hex(4)
         self._temporary: dict[str, str] = {}
+
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self._fs.protocol
 
     def url(self, name: str) -> str:
         """Return the address of a file."""
@@ -94,7 +102,7 @@ class Folder:
 
         :param is_private: on a local filesystem, only its owner may read it.
         """
-        temporary = f"{self._root}/.{name}.{self._mark}.part"
+        temporary = f"{self._root}/.{name}.{self._mark}-{self._try}.part"
         self._temporary[temporary] = f"{self._root}/{name}"
         try:
             opened = self._fs.open(temporary, "wb", block_size=_BLOCK_BYTES)
@@ -102,23 +110,61 @@ class Folder:
             # Object stores have no folders: only here it is known that this storage has them.
             self._fs.makedirs(self._root, exist_ok=True)
             opened = self._fs.open(temporary, "wb", block_size=_BLOCK_BYTES)
-        if is_private and "file" in self._fs.protocol:
+        if is_private and self._is_local:
             Path(temporary).chmod(0o600)
         return File(opened, self.url(name), content)
 
-    def commit(self) -> None:
-        """Give all files their names."""
-        for temporary, final in list(self._temporary.items()):
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of tries of this task that were killed."""
+        try:
+            found = self._fs.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return
+        for path in found:
+            if re.fullmatch(rf"\..*\.{self._mark}-[0-9a-f]+\.part", str(path).rpartition("/")[2]):
+                self._remove(path)
+
+    def commit(self, threads: Executor, *, undo: bool) -> None:
+        """Give all files their names.
+
+        :param threads: on an object store, a rename is a copy, and takes its time.
+        :param undo: remove the renamed files if one rename fails.
+        """
+        renames = {threads.submit(self._rename, *names): names for names in self._temporary.items()}
+        wait(renames)
+        for done, (temporary, _) in renames.items():
+            if done.exception() is None:
+                del self._temporary[temporary]
+        if not all(done.exception() is None for done in renames):
+            if undo:
+                for done, (_, final) in renames.items():
+                    if done.exception() is None:
+                        self._remove(final)
+            for done in renames:
+                done.result()
+
+    def _rename(self, temporary: str, final: str) -> None:
+        if self._is_local:
+            Path(temporary).replace(final)
+            return
+        try:
+            # Not mv(): in most filesystems it takes * ? [ in a path for a pattern.
+            self._fs.cp_file(temporary, final)
+        except NotImplementedError:
             self._fs.mv(temporary, final)
-            del self._temporary[temporary]
+        else:
+            self._fs.rm_file(temporary)
 
     def discard(self) -> None:
         """Remove what has no final name."""
         for temporary in self._temporary:
-            # The error that led here is the one to show.
-            with suppress(Exception):
-                self._fs.rm_file(temporary)
+            self._remove(temporary)
         self._temporary.clear()
+
+    def _remove(self, path: str) -> None:
+        # The error that led here is the one to show.
+        with suppress(Exception):
+            self._fs.rm_file(path)
 
 
 class Content:

@@ -194,9 +194,12 @@ class BankConnectHook(BaseHook):
             return False, str(error)
         return True, "BankConnect answers, and takes both keys"
 
-    def run(self, call: api.Call[T]) -> T:
-        """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result."""
-        retrying = retries(self.max_retries, self._log_retry)
+    def run(self, call: api.Call[T], *, sleep: Callable[[float], None] = tenacity.nap.sleep) -> T:
+        """Drive a call of :mod:`airflow_provider_bankconnect.api` to its result.
+
+        :param sleep: waits so many seconds between two attempts.
+        """
+        retrying = retries(self.max_retries, self._log_retry, sleep)
         step = api.advance(call)
         while isinstance(step, api.Request):
             answer: api.Answer | api.BankConnectError
@@ -359,16 +362,18 @@ class BankConnectAsyncHook:
         return api.check_status(request, await self._session.exchange(request))
 
 
-def retries(most: int, before_sleep: Callable[[tenacity.RetryCallState], None], **more: Any) -> tenacity.Retrying:  # noqa: ANN401 - tenacity's
+def retries(
+    most: int, before_sleep: Callable[[tenacity.RetryCallState], None], sleep: Callable[[float], None]
+) -> tenacity.Retrying:
     """Return the rules of when to try again what has failed: never a certificate that does not verify."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(api.BankConnectTransientError)
         & tenacity.retry_if_not_exception_type(api.BankConnectCertificateError),
         stop=tenacity.stop_after_attempt(1 + most),
         wait=_wait,
+        sleep=sleep,
         before_sleep=before_sleep,
         reraise=True,
-        **more,
     )
 
 

@@ -70,8 +70,17 @@ class Links:
     def close(self) -> None:
         """Close all connections, and end the fetches of other threads."""
         self.stopping.set()
-        for session in self._sessions:
+        for session in list(self._sessions):
+            session.adapter.abort()
             session.close()
+
+    def check_going_on(self) -> None:
+        """Raise if the rest is not needed.
+
+        :raises CancelledError: another file has failed, or the task has been ended.
+        """
+        if self.stopping.is_set():
+            raise CancelledError("the task ends, so the rest of the files is not fetched")
 
     def fetch(self, call: str, link: str, write: Callable[[bytes], object]) -> None:
         """Hand a file on in pieces of at most 1 MiB.
@@ -85,6 +94,7 @@ class Links:
         token = trip_of_request.set(trip)
         try:
             for hop in range(_MOST_REDIRECTS + 1):
+                self.check_going_on()
                 what = self._check(call, url, is_redirect=hop > 0)
                 self._extend(trip, end)
                 with self._get(what, url, is_redirect=hop > 0) as response:
@@ -107,7 +117,8 @@ class Links:
             host, _ = parts.hostname, parts.port
         except ValueError:
             raise api.BankConnectLinkError(f"{call}: {kind} is not a URL") from None
-        if parts.scheme != "https" or not host:
+        # HTTP clients differ in what they make of a backslash.
+        if parts.scheme != "https" or not host or "\\" in url:
             raise api.BankConnectLinkError(f"{call}: {kind} must be an https:// URL, and is none")
         if is_redirect and is_private_host(host):
             raise _private(call, host)
@@ -130,9 +141,11 @@ class Links:
         if status != HTTPStatus.OK:
             raise api.BankConnectLinkError(f"{request.call}: HTTP {status}: expected 200", status=status)
         length = response.headers.get("Content-Length", "")
-        if not length and response.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        if response.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return
+        if not (length.isascii() and length.isdecimal()):
             raise api.BankConnectLinkError(f"{request.call}: the answer has no length, so its end cannot be known")
-        if length.isdecimal() and int(length) > self._max_bytes:
+        if int(length[:20]) > self._max_bytes:
             raise self._too_large(request)
 
     def _read(
@@ -145,8 +158,7 @@ class Links:
     ) -> None:
         size = 0
         while True:
-            if self.stopping.is_set():
-                raise CancelledError
+            self.check_going_on()
             self._extend(trip, end)
             try:
                 piece = response.raw.read(PIECE_BYTES, decode_content=False)
@@ -192,6 +204,7 @@ class _Session(requests.Session):
         self._bundle = bundle
         self._timeout = timeout
         self._of_host: dict[str, Any] = {}
+        self.adapter = adapter
         self.mount("https://", adapter)
         self.headers.update(
             # A compressed file would be another one.
@@ -241,6 +254,7 @@ class _NoLinks(logging.Filter):
 
 
 def _silence_urllib3() -> None:
-    logger = logging.getLogger("urllib3.connectionpool")
-    if not any(isinstance(one, _NoLinks) for one in logger.filters):
-        logger.addFilter(_NoLinks())
+    for name in ("connection", "connectionpool", "response", "util.retry"):
+        logger = logging.getLogger(f"urllib3.{name}")
+        if not any(isinstance(one, _NoLinks) for one in logger.filters):
+            logger.addFilter(_NoLinks())

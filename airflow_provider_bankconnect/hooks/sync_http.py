@@ -7,10 +7,12 @@ import socket
 import ssl
 import sys
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakSet
 
 import urllib3
 from requests.adapters import HTTPAdapter
@@ -126,6 +128,7 @@ class _Connection(urllib3.connection.HTTPSConnection):
     response_class = _Response
     kept: ClassVar[KeptConnections]
     public_only: ClassVar[bool]
+    opened: ClassVar[WeakSet[socket.socket]]
     _life: Life | None = None
     _is_new = True
     # While it connects: the addresses that are left.
@@ -156,6 +159,7 @@ class _Connection(urllib3.connection.HTTPSConnection):
             trip.limit = trip.end
             trip_of_request.reset(token)
         self.sock.settimeout(self.timeout)
+        self.opened.add(self.sock)
         self._life, self._is_new = Life(time.monotonic(), time.monotonic()), True
 
     def request(self, method: str, url: str, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as urllib3 has it
@@ -218,9 +222,17 @@ class Adapter(HTTPAdapter):
     ) -> None:
         self._contexts = {bundle: _with_limits(context)}
         self._first = context
-        connection = type("_Connection", (_Connection,), {"kept": kept, "public_only": public_only})
+        self._opened: WeakSet[socket.socket] = WeakSet()
+        more = {"kept": kept, "public_only": public_only, "opened": self._opened}
+        connection = type("_Connection", (_Connection,), more)
         self._pool = type("_Pool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": connection})
         super().__init__()
+
+    def abort(self) -> None:
+        """End what is under way on all connections, in other threads too."""
+        for sock in list(self._opened):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as requests has it
         """Make the pools of direct connections."""

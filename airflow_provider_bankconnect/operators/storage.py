@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
-import tenacity
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_bankconnect import api
@@ -25,6 +24,7 @@ from airflow_provider_bankconnect.storage import Content, Folder, Pdf, Workbook,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import tenacity
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, XComArg
 
     from airflow_provider_bankconnect.api import Analysis
@@ -49,6 +49,17 @@ class _Wanted:
     link: str = field(default="", repr=False)
     password: str | None = field(default=None, repr=False)
 
+    @property
+    def sidecar(self) -> str:
+        """The name of the file with the password of a PDF."""
+        return f"{self.name.removesuffix('.pdf')}.password.json"
+
+    def names(self, pdf_passwords: str | None) -> list[str]:
+        """Return the names of the files that will be written for it."""
+        if self.what in WHAT and not self.link:
+            return []
+        return [self.name, self.sidecar] if self.password and pdf_passwords else [self.name]
+
     def row(self, written: Written | None) -> dict[str, Any]:
         """Return what the task pushes for this file."""
         ids = {"what": self.what, "account_id": self.account_id, "statement_id": self.statement_id}
@@ -59,22 +70,23 @@ class BankConnectReportToStorageOperator(NamedByCustomer, BaseOperator):
     """Writes the Excel reports, the PDFs and any analyses of an entity to an object storage.
 
     The files are ``<path>/<entity_id>/report-<account_id>.xlsx``, ``.../statement-<statement_id>.pdf`` and
-    ``.../<analysis>.json``, the latter as BankConnect sent it, byte for byte. The links to reports and PDFs live one
-    hour: the task fetches them, uses them, and fetches them once more if they have expired. All files are written under
-    temporary names first and get their names when all of them are whole. A second run writes the same files.
+    ``.../<analysis>.json``, the latter as BankConnect sent it, byte for byte. The links to reports and PDFs are valid
+    for one hour: the task fetches them, uses them, and fetches them once more if they have expired. All files are
+    written under temporary names first and get their names when all of them are whole. A second run writes the same
+    files.
 
     Sources: the vendor's REST API pages on Excel reports and on the PDFs of statements.
 
     Pushes a list with a dict for each file to XCom: ``{what, account_id, statement_id, path, bytes, sha256}``. ``path``
-    has the storage's connection in it, as ``s3://aws_default@bucket/...``. Of a PDF that BankConnect no longer keeps
-    (30 days after its upload) ``path``, ``bytes`` and ``sha256`` are None. No link and no password is pushed or logged.
+    has the storage's connection in it, as ``s3://aws_default@bucket/...``. If BankConnect no longer has a PDF (30 days
+    after its upload), its ``path``, ``bytes`` and ``sha256`` are None. No link and no password is pushed or logged.
 
     :param entity_id: the customer, for instance of a gate's row. (templated)
     :param path: the folder: an ``ObjectStoragePath`` or its URL, such as ``s3://aws_default@bucket/reports``.
         (templated)
     :param what: ``"xlsx"``, ``"pdf"``, or both. (templated)
-    :param analyses: the analyses to write, of :data:`~airflow_provider_bankconnect.api.ANALYSES` but ``xlsx_report``,
-        whose answer is links. (templated)
+    :param analyses: the analyses to write: any of :data:`~airflow_provider_bankconnect.api.ANALYSES` except
+        ``xlsx_report``, whose answer is links. (templated)
     :param account_id: only the files of this account. Refused with an analysis that BankConnect does not filter.
         (templated)
     :param overwrite: False: fail where a file exists, and write nothing.
@@ -90,6 +102,7 @@ class BankConnectReportToStorageOperator(NamedByCustomer, BaseOperator):
     :raises FileExistsError: a file exists and ``overwrite`` is False.
     """
 
+    _links: Links | None = None
     template_fields: Sequence[str] = ("entity_id", "path", "what", "analyses", "account_id", "bankconnect_conn_id")
     ui_color = "#d8e6f3"
 
@@ -126,11 +139,11 @@ class BankConnectReportToStorageOperator(NamedByCustomer, BaseOperator):
         with BankConnectHook(self.bankconnect_conn_id) as hook:
             wanted = self._wanted(hook, entity_id)
             if not self.overwrite:
-                folder.refuse_existing(file.name for file in wanted)
-            links = Links(self.bankconnect_conn_id, hook.settings, self.max_file_bytes)
+                folder.refuse_existing(name for file in wanted for name in file.names(self.pdf_passwords))
+            folder.remove_leftovers()
+            self._links = links = Links(self.bankconnect_conn_id, hook.settings, self.max_file_bytes)
             try:
                 written = _Writing(self, hook, entity_id, folder, links).write(wanted)
-                folder.commit()
             finally:
                 links.close()
                 folder.discard()
@@ -141,21 +154,31 @@ class BankConnectReportToStorageOperator(NamedByCustomer, BaseOperator):
         self.log.info("Wrote %d files (%.1f MiB) to %s", len(written), total / _MIB, folder.url(""))
         return rows
 
+    def on_kill(self) -> None:
+        """End the fetches: the task then fails, and removes its temporary files."""
+        if self._links is not None:
+            self._links.close()
+
     def _wanted(self, hook: BankConnectHook, entity_id: str) -> list[_Wanted]:
         what, analyses, account_id = self._what(), self._analyses(), self._account()
-        wanted = []
-        for analysis in analyses:
-            of_account = f"-{file_name(account_id)}" if account_id is not None else ""
-            wanted.append(_Wanted(analysis, f"{analysis}{of_account}.json", account_id))
-        linked = _of_reports(hook.get_reports(entity_id)) if "xlsx" in what else []
-        linked += _of_pdfs(hook.get_pdfs(entity_id)) if "pdf" in what else []
-        if account_id is not None:
-            of_account_only = [file for file in linked if file.account_id == account_id]
-            if linked and not of_account_only:
-                problem = f"has no file of account_id {account_id!r}, but {len(linked)} of other accounts"
-                raise api.BankConnectNotFoundError(f"{', '.join(what)}: entity {entity_id!r} {problem}")
-            linked = of_account_only
-        return list({file.name: file for file in [*wanted, *linked]}.values())
+        of_account = f"-{file_name(account_id)}" if account_id is not None else ""
+        wanted = [_Wanted(analysis, f"{analysis}{of_account}.json", account_id) for analysis in analyses]
+        if "xlsx" in what:
+            wanted += self._of_account(_of_reports(hook.get_reports(entity_id)))
+        if "pdf" in what:
+            wanted += self._of_account(_of_pdfs(hook.get_pdfs(entity_id)))
+        return wanted
+
+    def _of_account(self, found: list[_Wanted]) -> list[_Wanted]:
+        """Return the files of the account that is asked for, each with a name of its own."""
+        account_id, call = self._account(), _CALLS[found[0].what]  # type: ignore[index] # these have links
+        chosen = [file for file in found if account_id in {None, file.account_id}]
+        if not chosen:
+            problem = f"no file of account_id {account_id!r}, but {len(found)} of other accounts"
+            raise api.BankConnectNotFoundError(f"{call}: {problem}")
+        if len({file.name for file in chosen}) < len(chosen):
+            raise api.BankConnectResponseError(f"{call}: two files of the same account or statement")
+        return chosen
 
     def _refuse_known_mistakes(self) -> None:
         check_conn_id(self.bankconnect_conn_id)
@@ -243,27 +266,29 @@ class _Writing:
         self._newest: dict[str, str] = {}
 
     def write(self, wanted: list[_Wanted]) -> dict[_Wanted, Written]:
-        """Write all files under temporary names."""
+        """Write all files under temporary names, and then give them their own."""
         linked = [file for file in wanted if file.what in WHAT]
         written = {file: self._write_analysis(file) for file in wanted if file.what not in WHAT}
         for file in linked:
             if not file.link:
-                # BankConnect keeps a PDF for 30 days.
-                self._task.log.warning("BankConnect no longer keeps the PDF of statement %r", file.statement_id)
+                why = "BankConnect keeps a PDF for 30 days after its upload"
+                self._task.log.warning("There is no link to the PDF of statement %r: %s", file.statement_id, why)
         there = [file for file in linked if file.link]
         self._newest = {file.name: file.link for file in there}
         logged = time.monotonic()
         with ThreadPoolExecutor(self._hook.settings.max_concurrency, thread_name_prefix="bankconnect-file") as threads:
-            fetches = {threads.submit(self._write_file, file): file for file in there}
             try:
+                fetches = {threads.submit(self._write_file, file): file for file in there}
                 for done in as_completed(fetches):
                     written[fetches[done]] = done.result()
                     if time.monotonic() - logged >= _LOG_EVERY:
                         logged = time.monotonic()
                         size = sum(one.bytes for one in written.values()) / _MIB
                         self._task.log.info("Fetched %d of %d files, %.1f MiB", len(written), len(wanted), size)
+                self._links.check_going_on()
+                self._folder.commit(threads, undo=not self._task.overwrite)
             except BaseException:
-                self._links.stopping.set()
+                self._links.close()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
         return written
@@ -282,7 +307,6 @@ class _Writing:
             raise
 
     def _write_file(self, wanted: _Wanted) -> Written:
-
         link = self._newest[wanted.name]
         try:
             written = self._fetch(wanted, link)
@@ -290,13 +314,11 @@ class _Writing:
             written = self._fetch(wanted, self._renewed(wanted, link))
         if wanted.password and self._task.pdf_passwords == "sidecar":
             body = {"statement_id": wanted.statement_id, "pdf_password": wanted.password}
-            name = f"{wanted.name.removesuffix('.pdf')}.password.json"
-            self._keep(name, json.dumps(body).encode(), "get_pdfs", is_private=True)
+            self._keep(wanted.sidecar, json.dumps(body).encode(), "get_pdfs", is_private=True)
         return written
 
     def _fetch(self, wanted: _Wanted, link: str) -> Written:
-        stopping = self._links.stopping
-        retrying = retries(api.MAX_RETRIES, self._log_retry, sleep=tenacity.sleep_using_event(stopping))
+        retrying = retries(api.MAX_RETRIES, self._log_retry, self._sleep)
         return retrying(self._fetch_once, wanted, link)
 
     def _fetch_once(self, wanted: _Wanted, link: str) -> Written:
@@ -312,21 +334,28 @@ class _Writing:
     def _renewed(self, wanted: _Wanted, used: str) -> str:
         """Return a new link in place of one that has expired. All links of its kind are made anew together."""
         with self._renewing:
+            self._links.check_going_on()
             if self._newest[wanted.name] == used:
                 self._task.log.info("A link has expired: fetching the links of %s again", wanted.what)
-                run, entity_id = self._hook.run, self._entity_id
-                # Not by get_pdfs() of the hook: Airflow masks secrets in the main thread only.
-                is_report = wanted.what == "xlsx"
-                found = (
-                    _of_reports(run(api.get_reports(entity_id)))
-                    if is_report
-                    else _of_pdfs(run(api.get_pdfs(entity_id)))
-                )
-                self._newest |= {file.name: file.link for file in found}
+                try:
+                    self._newest |= {file.name: file.link for file in self._links_anew(wanted)}
+                except BaseException:
+                    # The other threads must not try it again, one after another.
+                    self._links.stopping.set()
+                    raise
             link = self._newest[wanted.name]
         if link in {"", used}:
             raise api.BankConnectLinkError(f"{_CALLS[wanted.what]}: a link has expired, and there is no new one")  # type: ignore[index]
         return link
+
+    def _links_anew(self, wanted: _Wanted) -> list[_Wanted]:
+        # Not by get_pdfs() of the hook: Airflow masks secrets in the main thread only.
+        if wanted.what == "xlsx":
+            return _of_reports(self._hook.run(api.get_reports(self._entity_id), sleep=self._sleep))
+        return _of_pdfs(self._hook.run(api.get_pdfs(self._entity_id), sleep=self._sleep))
+
+    def _sleep(self, seconds: float) -> None:
+        self._links.stopping.wait(seconds)
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

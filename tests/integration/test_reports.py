@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import stat
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,7 +119,7 @@ def test_one_account_only(customer, tmp_path):
         "statement-s1.pdf",
         "statement-s2.pdf",
     ]
-    with pytest.raises(api.BankConnectNotFoundError, match="has no file of account_id 'another', but 3 of other"):
+    with pytest.raises(api.BankConnectNotFoundError, match="no file of account_id 'another', but 1 of other"):
         write(tmp_path, what=["xlsx", "pdf"], account_id="another")
 
 
@@ -200,7 +200,7 @@ def test_a_pdf_that_bankconnect_no_longer_keeps_has_a_row_without_a_path(custome
         {**rows[-1], "statement_id": "old", "path": None, "bytes": None, "sha256": None}
     ]
     assert len(files(tmp_path)) == 2
-    assert "BankConnect no longer keeps the PDF of statement 'old'" in log()
+    assert "There is no link to the PDF of statement 'old': BankConnect keeps a PDF for 30 days" in log()
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])
@@ -261,6 +261,9 @@ XLSX = workbook([])
         (redirect("/again"), "redirects to '127.0.0.1', which is private"),
         (always(whole(XLSX, b"HTTP/1.1 206 X\r\n")), "HTTP 206: expected 200"),
         (always(OK + b"Connection: close\r\n\r\n" + XLSX), "the answer has no length"),
+        (always(OK + b"Content-Length: many\r\n\r\n" + XLSX), "the answer has no length"),
+        (redirect("https://127.0.0.1\\@files.example.com/"), "must be an https:// URL"),
+        (redirect("https://[fec0::1]/"), "which is private"),
         (always(OK + b"Content-Length: 2000000\r\n\r\n"), r"larger than 1 MiB \(max_file_bytes\)"),
         (
             always(OK + b"Transfer-Encoding: chunked\r\n\r\n" + (b"40000\r\n" + b"x" * 0x40000 + b"\r\n") * 8),
@@ -303,17 +306,22 @@ def test_a_file_that_stops_arriving_is_given_up(tmp_path, monkeypatch):
         fetched(stopping, tmp_path, monkeypatch)
 
 
-def test_what_is_no_report_is_not_kept(customer, tmp_path):
+def reports_are(box, *reports):
+    """Have BankConnect answer these reports, once."""
+    progress = [{"statement_id": "s", "status": "completed"}]
+    body = json.dumps({"entity_id": "e1", "progress": progress, "reports": reports})
+    box.fault(Fault(kind="status", call="xlsx_report", status=200, body=body, times=1))
+
+
+def test_what_is_no_report_is_not_kept(customer, tmp_path, monkeypatch):
     for number, body in enumerate([b"<html>", b"PK\x03\x04 no workbook", pdf([]), b"", XLSX[:-30]]):
         with Hostile(always(whole(body))) as server:
-            link = f"{server.url}/f"
-            reports = json.dumps({"entity_id": "e1", "progress": [{"statement_id": "s", "status": "completed"}],
-                                  "reports": [{"account_id": "a", "link": link}]})  # fmt: skip
-            customer.fault(Fault(kind="status", call="xlsx_report", status=200, body=reports, times=1))
+            reports_are(customer, {"account_id": "a", "link": f"{server.url}/f"})
             ca_file = tmp_path / f"{number}.pem"
             server._ca.write_to_path(str(ca_file))
             ca_file.write_bytes(ca_file.read_bytes() + Path(customer.ca_file).read_bytes())
-            os.environ["AIRFLOW_CONN_BANKCONNECT_DEFAULT"] = json.dumps(customer.connection_with(str(ca_file)))
+            connection = json.dumps(customer.connection_with(str(ca_file)))
+            monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", connection)
             with pytest.raises(api.BankConnectLinkError, match="it is no Excel workbook, or not a whole one"):
                 write(tmp_path / "kept")
             ca_file.unlink()
@@ -338,24 +346,98 @@ def test_a_workbook_is_known_by_its_end_in_pieces_of_any_size(size):
     assert content.problem() is None
 
 
+def test_a_report_that_is_listed_twice_is_an_error(customer, tmp_path):
+    reports_are(customer, *({"account_id": "a", "link": f"{customer.url}/{number}"} for number in range(2)))
+    with pytest.raises(api.BankConnectResponseError, match="xlsx_report: two files of the same account"):
+        write(tmp_path)
+
+
+def test_a_pdf_of_the_account_does_not_stand_for_its_report(customer, tmp_path):
+    account = raw(customer, "accounts").json()["accounts"][0]["account_id"]
+    reports_are(customer, {"account_id": "another", "link": f"{customer.url}/x"})
+    with pytest.raises(api.BankConnectNotFoundError, match="xlsx_report: no file of account_id"):
+        write(tmp_path, what=["xlsx", "pdf"], account_id=account)
+
+
+def test_a_strange_header_of_the_host_does_not_log_the_link(tmp_path, monkeypatch, log, caplog):
+    caplog.set_level(logging.DEBUG)
+    head = OK + b"Content-Length: %d\r\nno colon in here\r\n\r\n" % len(XLSX)
+    behave = always(head + XLSX)
+    assert fetched(behave, tmp_path, monkeypatch) == XLSX
+    assert "secret" not in f"{log()} {caplog.text}"
+
+
+# The end of a task
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+def test_a_task_that_is_ended_does_not_wait_for_a_silent_host(customer, tmp_path, has_answered, monkeypatch):
+    def silent(peer):
+        peer.read_request()
+        if has_answered:
+            peer.send(OK + b"Content-Length: 1000\r\n\r\n" + XLSX[:100])
+        task.on_kill()
+        peer.stay_silent()
+
+    with Hostile(silent) as server:
+        reports_are(customer, {"account_id": "a", "link": f"{server.url}/f"})
+        ca_file = tmp_path / "both.pem"
+        server._ca.write_to_path(str(ca_file))
+        ca_file.write_bytes(ca_file.read_bytes() + Path(customer.ca_file).read_bytes())
+        monkeypatch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", json.dumps(customer.connection_with(str(ca_file))))
+        task = operator(tmp_path / "kept")
+        began = time.monotonic()
+        with pytest.raises(links.CancelledError, match="the task ends, so the rest of the files is not fetched"):
+            task.execute(CONTEXT)
+        # The connection's timeout is 30 s, for each of four attempts.
+        assert time.monotonic() - began < 20
+        assert len(server.requests) == 1
+    assert not files(tmp_path / "kept")
+
+
+def test_links_that_cannot_be_renewed_are_asked_for_once(customer, tmp_path):
+    for number in range(8):
+        customer.play(Statement(entity_id="e1", statement_id=f"more-{number}", mode="pdf", after=-5))
+    customer.fault(Fault(kind="status", call="file", status=403))
+    customer.fault(Fault(kind="status", call="get_pdfs", status=503, after=0.0))
+    with pytest.raises(api.BankConnectServerError):
+        write(tmp_path, what="pdf")
+    customer.clear_faults()
+    asked = len(customer.calls("get_pdfs"))
+
+    links_of = BankConnectHook.get_pdfs
+
+    def with_a_fault(hook, entity_id):
+        found = links_of(hook, entity_id)
+        customer.fault(Fault(kind="status", call="file", status=403))
+        customer.fault(Fault(kind="status", call="get_pdfs", status=503))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BankConnectHook, "get_pdfs", with_a_fault)
+        with pytest.raises((api.BankConnectServerError, links.CancelledError)):
+            write(tmp_path, what="pdf")
+    # The first call, and one renewal with its three retries.
+    assert len(customer.calls("get_pdfs")) - asked == 5
+
+
 # The storage
 
 
-def test_a_full_disk_leaves_nothing_and_a_retry_writes_whole_files(customer, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("customer")
+def test_a_full_disk_leaves_nothing_and_a_retry_writes_whole_files(tmp_path, monkeypatch):
     write(tmp_path, what="pdf")
     before = files(tmp_path)
-    usual = pathlib_write()
-    monkeypatch.setattr("fsspec.implementations.local.LocalFileOpener.write", usual, raising=False)
-    with pytest.raises(OSError, match="No space left on device"):
-        write(tmp_path, what=["xlsx", "pdf"], analyses=["transactions"])
+    with monkeypatch.context() as patch:
+        patch.setattr("fsspec.implementations.local.LocalFileOpener.write", failing_write(), raising=False)
+        with pytest.raises(OSError, match="No space left on device"):
+            write(tmp_path, what=["xlsx", "pdf"], analyses=["transactions"])
     assert files(tmp_path) == before
-    monkeypatch.undo()
-    os.environ["AIRFLOW_CONN_BANKCONNECT_DEFAULT"] = customer.connection_json
     rows = write(tmp_path, what=["xlsx", "pdf"], analyses=["transactions"])
     assert len(files(tmp_path)) == len(rows) == 4
 
 
-def pathlib_write():
+def failing_write():
     """Return a write() that fails from the third file on."""
     seen = set()
 
@@ -377,14 +459,20 @@ def test_a_folder_without_the_right_to_write_keeps_nothing(tmp_path):
 
 
 @pytest.mark.usefixtures("customer")
-def test_a_killed_try_leaves_temporary_names_that_the_next_one_takes_over(tmp_path, monkeypatch):
+def test_a_killed_try_leaves_temporary_names_that_the_next_one_removes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("airflow_provider_bankconnect.storage.Folder.commit", lambda self: self._temporary.clear())
+        patch.setattr(
+            "airflow_provider_bankconnect.storage.Folder.commit", lambda self, *_, **__: self._temporary.clear()
+        )
         write(tmp_path)
     (left,) = files(tmp_path)
-    assert re.fullmatch(r"e1/\.report-.*\.xlsx\.[0-9a-f]{12}\.part", left)
+    assert re.fullmatch(r"e1/\.report-.*\.xlsx\.[0-9a-f]{12}-[0-9a-f]{8}\.part", left)
+    (tmp_path / "e1" / ".of-another-task.xlsx.0123456789ab-01234567.part").touch()
     (row,) = write(tmp_path)
-    assert list(files(tmp_path)) == [row["path"].removeprefix(f"file://{tmp_path}/")]
+    assert sorted(files(tmp_path)) == [
+        "e1/.of-another-task.xlsx.0123456789ab-01234567.part",
+        row["path"].removeprefix(f"file://{tmp_path}/"),
+    ]
 
 
 @pytest.mark.usefixtures("customer")
@@ -491,6 +579,40 @@ def test_memory_gets_the_files(memory, tmp_path):
 @pytest.mark.usefixtures("customer")
 def test_a_path_object_is_a_path_too(tmp_path):
     assert written(ObjectStoragePath(f"file://{tmp_path}")) == written(str(tmp_path))
+    assert written(ObjectStoragePath(str(tmp_path))) == written(str(tmp_path))
+
+
+@pytest.mark.usefixtures("customer")
+@pytest.mark.parametrize("folder", ["a*b", "a?b", "a[1]"])
+def test_a_folder_named_like_a_pattern_is_a_folder(folder, memory):
+    rows = written(f"memory://kept/{folder}", what="pdf", analyses=[])
+    assert sorted(memory.store) == sorted(row["path"].removeprefix("memory:/") for row in rows)
+
+
+@pytest.mark.usefixtures("customer")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_rename_that_fails_leaves_no_file_if_none_may_be_replaced(tmp_path, monkeypatch, overwrite):
+    usual = Path.replace
+
+    def failing(path, target):
+        if str(target).endswith("statement-s2.pdf"):
+            raise PermissionError(13, "denied", str(target))
+        return usual(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(PermissionError, match="denied"):
+        write(tmp_path, what="pdf", overwrite=overwrite)
+    assert list(files(tmp_path)) == (["e1/statement-s1.pdf"] if overwrite else [])
+
+
+@pytest.mark.usefixtures("customer")
+def test_without_overwrite_a_sidecar_is_refused_too(tmp_path):
+    sidecar = tmp_path / "e1" / "statement-s2.password.json"
+    sidecar.parent.mkdir()
+    sidecar.touch()
+    with pytest.raises(FileExistsError, match=r"statement-s2\.password\.json exists already"):
+        write(tmp_path, what="pdf", pdf_passwords="sidecar", overwrite=False)
+    assert len(write(tmp_path, what="pdf", overwrite=False)) == 2
 
 
 def test_each_account_has_its_own_report(box, tmp_path):

@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import requests
 import urllib3
+from multidict import CIMultiDict
 from schedules import REQUEST_TIMEOUT
 
 from airflow_provider_bankconnect.hooks.kept import Life
@@ -326,7 +327,7 @@ class _Response:
 
     def __init__(self, reply: Reply) -> None:
         self.status = reply.status
-        self.headers = {} if reply.retry_after is None else {"Retry-After": reply.retry_after}
+        self.headers = CIMultiDict({} if reply.retry_after is None else {"Retry-After": reply.retry_after})
         self.content = self
         self._reply = reply
 

@@ -405,6 +405,7 @@ def without_trigger(sqlite, operator, fields, state="up_for_reschedule"):
         "update task_instance set state = :state, trigger_id = null, operator = :op", state=state, op=operator
     )
     [(dag_id, task_id, run_id)] = sqlite.query("select dag_id, task_id, run_id from task_instance")
+    sqlite.change("delete from rendered_task_instance_fields")
     sqlite.change(
         "insert into rendered_task_instance_fields (dag_id, task_id, run_id, map_index, rendered_fields)"
         " values (:dag_id, :task_id, :run_id, -1, :fields)",
