@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import unicodedata
 from collections.abc import Iterable, Mapping
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
@@ -214,3 +214,11 @@ def parse_count(count: object) -> int:
     if isinstance(count, str) and count.strip().isascii() and count.strip().isdigit():
         return int(count.strip()[:9])
     raise ValueError(f"expected_statements must be a whole number from 1, not {count!r}")
+
+
+def parse_moment(value: datetime | str) -> datetime:
+    """Return a time of a wait, which may be ISO 8601 text, in UTC."""
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if moment.tzinfo is None:
+        raise ValueError(f"a deadline, or another time of a wait, must be aware, not {value!r}")
+    return moment.astimezone(UTC)

@@ -27,10 +27,11 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from airflow_provider_bankconnect import api
+from airflow_provider_bankconnect.arguments import parse_moment
 from airflow_provider_bankconnect.expectation import check_on_failed
 from airflow_provider_bankconnect.gate import OnFailed, Row, Verdict
 from airflow_provider_bankconnect.pause import LONGEST_LAST_PAUSE, NO_PAUSE, STREAK, Pause
@@ -125,22 +126,30 @@ class Wait:
     :param forgets: whether each poke is a process of its own, which does not know of a pause before it.
     """
 
+    # Thousands of them are open at once, and each would have a dict of its own.
+    __slots__ = (
+        "gate deadline poke_interval exponential_backoff max_wait on_failed silent_fail started pokes seen _is_new "
+        "_forgets _is_in_full _next_poke _pause _shared_pause _short_pause _rested _settled _paced _is_early _echoes "
+        "_errors _last_error _not_found_since _doubtful_since _is_tested _is_path_wrong _is_in_flight "
+        "_is_last_poke_made _is_small _end _verdict _logged _lines"
+    ).split()  # noqa: SIM905 - as a list it is twice as long
+
     def __init__(
         self, gate: Gate, now: datetime, arguments: WaitArguments, *, is_new: bool = True, forgets: bool = False
     ) -> None:
         self.gate = gate
-        self.deadline = _moment(arguments["deadline"])
+        self.deadline = parse_moment(arguments["deadline"])
         self.poke_interval = arguments.get("poke_interval", 60.0)
         self.exponential_backoff = arguments.get("exponential_backoff", False)
         self.max_wait = arguments.get("max_wait")
         self.on_failed = check_on_failed(arguments.get("on_failed", "fail"))
         self.silent_fail = arguments.get("silent_fail", False)
-        self.started = _moment(arguments.get("started") or now)
+        self.started = parse_moment(arguments.get("started") or now)
         self.pokes = arguments.get("pokes", 0)
         self.seen = arguments.get("seen", "no answer yet")
         self._is_new, self._forgets, self._is_in_full = is_new, forgets, arguments.get("in_full", False)
-        self._next_poke = _moment(arguments.get("next_poke") or now)
-        self._pause = Pause(arguments.get("paused", 0.0), _moment(arguments.get("paused_until") or NO_PAUSE.until))
+        self._next_poke = parse_moment(arguments.get("next_poke") or now)
+        self._pause = Pause(arguments.get("paused", 0.0), parse_moment(arguments.get("paused_until") or NO_PAUSE.until))
         self._shared_pause = self._short_pause = NO_PAUSE
         self._rested, self._settled = NO_PAUSE.until, now
         # Pokes that an event made earlier do not count for exponential_backoff: events must not lengthen its pauses.
@@ -389,10 +398,3 @@ class Wait:
 
 def _end_of(pause: Pause) -> datetime:
     return pause.until
-
-
-def _moment(value: datetime | str) -> datetime:
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    if moment.tzinfo is None:
-        raise ValueError(f"a deadline, or another time of a wait, must be aware, not {value!r}")
-    return moment.astimezone(UTC)
