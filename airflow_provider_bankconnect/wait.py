@@ -127,12 +127,12 @@ class Wait:
     """
 
     # Thousands of them are open at once, and each would have a dict of its own.
-    __slots__ = (
+    __slots__ = (  # noqa: SIM905 - as a list it is twice as long
         "gate deadline poke_interval exponential_backoff max_wait on_failed silent_fail started pokes seen _is_new "
         "_forgets _is_in_full _next_poke _pause _shared_pause _short_pause _rested _settled _paced _is_early _echoes "
         "_errors _last_error _not_found_since _doubtful_since _is_tested _is_path_wrong _is_in_flight "
         "_is_last_poke_made _is_small _end _verdict _logged _lines"
-    ).split()  # noqa: SIM905 - as a list it is twice as long
+    ).split()
 
     def __init__(
         self, gate: Gate, now: datetime, arguments: WaitArguments, *, is_new: bool = True, forgets: bool = False
