@@ -46,8 +46,11 @@ types: $(READY)  ## Check the types
 
 # Four processes: some tests wait. All tests of a file run in one process, because they share what is slow to set up.
 # With bytecode files, which some containers switch off: without, each process compiles all tests anew.
-test: lint types  ## Check style and types, and run all tests but the long ones; FULL=1 takes every order of rows
-	PYTHONDONTWRITEBYTECODE= $(if $(FULL),BANKCONNECT_TESTS=full )$(PY) -m pytest -n 4 --dist loadfile
+# The types are checked beside the first tests, which start servers and leave a core idle.
+test: lint  ## Check style and types, and run all tests but the long ones; FULL=1 takes every order of rows
+	@$(VENV)/bin/mypy & types=$$!; \
+	PYTHONDONTWRITEBYTECODE= $(if $(FULL),BANKCONNECT_TESTS=full )$(PY) -m pytest -n 4 --dist loadfile; \
+	wait $$types || { echo "mypy has found errors: see above, before or between the tests" >&2; exit 1; }
 
 receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow on PostgreSQL (10 min)
 	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/system/test_receiver.py tests/system/test_standalone.py

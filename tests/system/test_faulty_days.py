@@ -12,7 +12,7 @@ from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
 
 pytestmark = pytest.mark.system
 
-SEEDS = 20
+SEEDS = 10
 ENDINGS = [
     {"kind": "status", "status": 500},
     {"kind": "status", "status": 503, "retry_after": 1},
@@ -35,7 +35,7 @@ def bad_day() -> list[Fault]:
     return [Fault(kind="delay", seconds=1.5, probability=SLOW), *faults]
 
 
-def test_rows_are_the_same_with_faults_as_without_for_twenty_seeds(shared, home):
+def test_rows_are_the_same_with_faults_as_without_for_ten_seeds(shared, home):
     found: Counter[str] = Counter()
     answers = 0
     for seed in range(SEEDS):
