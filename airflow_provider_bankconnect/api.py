@@ -142,20 +142,19 @@ def get_analysis(entity_id: str | int, analysis: Analysis, account_id: str | int
     It is not ready while its own ``progress`` is empty or has a statement in progress, and while the list of
     ``xlsx_report``, ``predictors`` or ``score`` is empty.
     """
-    _, data = yield from _ready_analysis(entity_id, analysis, account_id)
+    _, _, data = yield from _ready_analysis(entity_id, analysis, account_id)
     return data
 
 
 def get_analysis_body(entity_id: str | int, analysis: Analysis, account_id: str | int | None = None) -> Call[bytes]:
     """Get the answer that :func:`get_analysis` reads, as BankConnect sent it."""
-    answer, _ = yield from _ready_analysis(entity_id, analysis, account_id)
+    _, answer, _ = yield from _ready_analysis(entity_id, analysis, account_id)
     return answer.body
 
 
 def get_reports(entity_id: str | int) -> Call[list[Report]]:
     """Get the links of the Excel reports, one for each account; refuse them while they are not ready."""
-    request = _analysis_request(check_id("entity_id", entity_id), "xlsx_report")
-    answer, _ = yield from _ready_analysis(entity_id, "xlsx_report")
+    request, answer, _ = yield from _ready_analysis(entity_id, "xlsx_report")
     reports = read_as(ReportAnswer, request, answer).reports
     if blank := sum(not report.link for report in reports):
         raise _not_ready(request, answer, f"{blank} of {len(reports)} reports have no link yet; try again later")
@@ -324,7 +323,7 @@ def _analysis_request(entity_id: str, analysis: Analysis, account_id: str | int 
 
 def _ready_analysis(
     entity_id: str | int, analysis: Analysis, account_id: str | int | None = None
-) -> Call[tuple[Answer, dict[str, Any]]]:
+) -> Call[tuple[Request, Answer, dict[str, Any]]]:
     entity_id = check_id("entity_id", entity_id)
     request = _analysis_request(entity_id, analysis, account_id)
     answer = yield request
@@ -340,7 +339,7 @@ def _ready_analysis(
         has_completed = any((item.status or "").lower() == "completed" for item in progress)
         later = "try again later" if has_completed else "no statement is completed, so it may stay empty"
         raise _not_ready(request, answer, f"its list {name!r} is still empty; {later}")
-    return answer, data
+    return request, answer, data
 
 
 def _read_analysis(request: Request, entity_id: str, answer: Answer) -> AnalysisAnswer:

@@ -22,13 +22,13 @@ from airflow_provider_bankconnect.map_index import NamedByCustomer
 from airflow_provider_bankconnect.storage import Content, Folder, Pdf, Workbook, file_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import tenacity
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, XComArg
 
     from airflow_provider_bankconnect.api import Analysis
-    from airflow_provider_bankconnect.storage import Written
+    from airflow_provider_bankconnect.storage import File, Written
 
 What: TypeAlias = Literal["xlsx", "pdf"]
 WHAT: Final[tuple[What, ...]] = get_args(What)
@@ -295,12 +295,14 @@ class _Writing:
 
     def _write_analysis(self, wanted: _Wanted) -> Written:
         call = api.get_analysis_body(self._entity_id, wanted.what, wanted.account_id)  # type: ignore[arg-type]
-        return self._keep(wanted.name, self._hook.run(call), wanted.what)
+        body = self._hook.run(call)
+        return self._keep(self._folder.begin(wanted.name, Content()), wanted.what, lambda write: write(body))
 
-    def _keep(self, name: str, body: bytes, call: str, *, is_private: bool = False) -> Written:
-        file = self._folder.begin(name, Content(), is_private=is_private)
+    @staticmethod
+    def _keep(file: File, call: str, fill: Callable[[Callable[[bytes], None]], object]) -> Written:
+        """Have ``fill`` write a file that has just been opened, and close it."""
         try:
-            file.write(body)
+            fill(file.write)
             return file.end(call)
         except BaseException:
             file.abandon()
@@ -313,8 +315,9 @@ class _Writing:
         except ExpiredLinkError:
             written = self._fetch(wanted, self._renewed(wanted, link))
         if wanted.password and self._task.pdf_passwords == "sidecar":
-            body = {"statement_id": wanted.statement_id, "pdf_password": wanted.password}
-            self._keep(wanted.sidecar, json.dumps(body).encode(), "get_pdfs", is_private=True)
+            body = json.dumps({"statement_id": wanted.statement_id, "pdf_password": wanted.password}).encode()
+            sidecar = self._folder.begin(wanted.sidecar, Content(), is_private=True)
+            self._keep(sidecar, "get_pdfs", lambda write: write(body))
         return written
 
     def _fetch(self, wanted: _Wanted, link: str) -> Written:
@@ -324,12 +327,7 @@ class _Writing:
     def _fetch_once(self, wanted: _Wanted, link: str) -> Written:
         call = _CALLS[wanted.what]  # type: ignore[index] # only these have links
         file = self._folder.begin(wanted.name, Workbook() if wanted.what == "xlsx" else Pdf())
-        try:
-            self._links.fetch(call, link, file.write)
-            return file.end(call)
-        except BaseException:
-            file.abandon()
-            raise
+        return self._keep(file, call, lambda write: self._links.fetch(call, link, write))
 
     def _renewed(self, wanted: _Wanted, used: str) -> str:
         """Return a new link in place of one that has expired. All links of its kind are made anew together."""
