@@ -103,6 +103,10 @@ class AsyncTrip:
         if self._life is not None:
             self._life.used = self.now
 
+    def release(self) -> None:
+        """Let go of the task, whose context holds this trip: such a cycle stays until the garbage collector runs."""
+        self.timer = self.transport = None
+
     def _limit(self, step: Literal["connecting", "silent"], seconds: float) -> None:
         self.step = step
         if self.timer is not None:

@@ -185,8 +185,11 @@ class AsyncSession:
             now = asyncio.get_running_loop().time()
             trip = AsyncTrip(now + self._settings.timeout, can_repeat=request.method == "GET")
             answer = None
-            while answer is None:
-                answer = await self._exchange(request, trip)
+            try:
+                while answer is None:
+                    answer = await self._exchange(request, trip)
+            finally:
+                trip.release()
             return answer
 
     async def _exchange(self, request: api.Request, trip: AsyncTrip) -> api.Answer | None:

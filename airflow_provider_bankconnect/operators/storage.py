@@ -264,6 +264,7 @@ class _Writing:
         self._links = links
         self._renewing = Lock()
         self._newest: dict[str, str] = {}
+        self._renewal_error: BaseException | None = None
 
     def write(self, wanted: list[_Wanted]) -> dict[_Wanted, Written]:
         """Write all files under temporary names, and then give them their own."""
@@ -290,6 +291,9 @@ class _Writing:
             except BaseException:
                 self._links.close()
                 threads.shutdown(wait=False, cancel_futures=True)
+                if self._renewal_error is not None:
+                    # The threads that it has stopped may have ended before the one that failed.
+                    raise self._renewal_error from None
                 raise
         return written
 
@@ -337,8 +341,9 @@ class _Writing:
                 self._task.log.info("A link has expired: fetching the links of %s again", wanted.what)
                 try:
                     self._newest |= {file.name: file.link for file in self._links_anew(wanted)}
-                except BaseException:
+                except BaseException as error:
                     # The other threads must not try it again, one after another.
+                    self._renewal_error = error
                     self._links.stopping.set()
                     raise
             link = self._newest[wanted.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import socket
@@ -10,6 +11,7 @@ import ssl
 import sys
 import threading
 import time
+import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -36,7 +38,7 @@ from airflow_provider_bankconnect.hooks.async_http import AsyncTrip
 from airflow_provider_bankconnect.hooks.kept import KeptConnections, Life
 from airflow_provider_bankconnect.hooks.tls import ssl_context
 from airflow_provider_bankconnect.hooks.transport import AsyncSession, Session
-from airflow_provider_bankconnect.sandbox import Fault
+from airflow_provider_bankconnect.sandbox import Fault, Statement
 
 both = pytest.mark.parametrize("kind", ["sync", "async"])
 GET = Request("webhook_payloads", "GET", "entity/webhook_payloads/?link_id=L")
@@ -560,3 +562,23 @@ def test_both_hooks_have_one_tls_recipe(box):
     assert ours.verify_mode is ssl.CERT_REQUIRED
     assert ours.hostname_checks_common_name is theirs.hostname_checks_common_name is False
     assert ours.get_ca_certs() == theirs.get_ca_certs()
+
+
+async def test_an_answered_poll_leaves_nothing_to_the_garbage_collector(connection, box):
+    """The tasks of thousands of polls, each with its rows, would stay until a full collection."""
+    box.play(Statement(link_id="L", entity_id="e1", after=0))
+    settings = settings_of(connection)
+    session = AsyncSession(settings, ssl_context("t", settings))
+    await session.exchange(GET)
+    gc.collect()
+    gc.disable()
+    try:
+        task = asyncio.create_task(session.exchange(GET))
+        assert (await task).status == 200
+        left = weakref.ref(task)
+        del task
+        await asyncio.sleep(0)
+        assert left() is None
+    finally:
+        gc.enable()
+        await session.close()
