@@ -121,10 +121,11 @@ def _parse_time(request: Request, name: str) -> datetime | None:
 async def _internal_events(request: Request) -> Response:
     """Record events that a task read from BankConnect's payload history; or count those that were missed.
 
-    Or keep that a task has registered a webhook endpoint.
+    Or keep that a task has registered a webhook endpoint. An unknown connection is a 400, because a 404 is the answer
+    of a server without the webhook receiver.
     """
     _check_internal_token(request)
-    conn_id = _check_conn_id(request)
+    conn_id = _check_conn_id(request, status=400)
     body = await _read(request, _MAX_INTERNAL_BYTES)
     rows, how = body.get("events"), body.get("how")
     if how == "registered":
@@ -144,7 +145,7 @@ async def _internal_events(request: Request) -> Response:
         raise _RefusedError(400, "fields", "how must be record, again, check or registered")
     outcomes = await _write(request, sent) if sent else []
     if Outcome.NO_LISTENER in outcomes:
-        await _refuse_no_listener(conn_id)
+        await _refuse_no_listener(conn_id, status=400)
     for event, outcome in zip((one.event for one in sent), outcomes, strict=True):
         if outcome is Outcome.RECORDED:
             Stats.incr("bankconnect.webhooks_caught_up", tags={"conn_id": tag_value(conn_id)})
@@ -171,11 +172,11 @@ async def _write(request: Request, sent: list[Sent]) -> list[Outcome]:
     return await writer.write(request.path_params["conn_id"], sent)
 
 
-async def _refuse_no_listener(conn_id: str) -> None:
+async def _refuse_no_listener(conn_id: str, status: int = 404) -> None:
     if await asyncio.to_thread(events.is_known_connection, conn_id):
         raise _RefusedError(503, "no_dag", f"No DAG was ever scheduled by the webhook asset of connection {conn_id!r}")
     _log.warning("Connection %r does not exist, and no DAG was ever scheduled by its webhook asset", conn_id)
-    raise _not_found("connection")
+    raise _unknown_connection(status)
 
 
 def _checks_address(request: Request) -> bool:
@@ -188,7 +189,8 @@ def _checks_address(request: Request) -> bool:
         return False
     if sum(hmac.compare_digest(given, address.check_token(valid, conn_id).encode()) for valid in tokens):
         return True
-    raise _not_found("token")
+    # The same response as Airflow's for an unknown path.
+    raise _RefusedError(404, "token", "Not Found")
 
 
 def _check_internal_token(request: Request) -> str:
@@ -196,22 +198,24 @@ def _check_internal_token(request: Request) -> str:
     tokens: tuple[str, ...] = request.app.state.tokens
     matching = [valid for valid in tokens if hmac.compare_digest(given, address.internal_token(valid).encode())]
     if not matching:
-        raise _not_found("internal_token")
+        raise _RefusedError(401, "internal_token", "Unauthorized")
     return matching[0]
 
 
-def _check_conn_id(request: Request) -> str:
+def _check_conn_id(request: Request, status: int = 404) -> str:
     conn_id: str = request.path_params["conn_id"]
     try:
         address.asset_uri(conn_id)
     except ValueError:
-        raise _not_found("connection") from None
+        raise _unknown_connection(status) from None
     return conn_id
 
 
-def _not_found(reason: str) -> _RefusedError:
-    # The same response as Airflow's for an unknown path.
-    return _RefusedError(404, reason, "Not Found")
+def _unknown_connection(status: int) -> _RefusedError:
+    if status == 404:  # noqa: PLR2004
+        # The same response as to a wrong token.
+        return _RefusedError(404, "connection", "Not Found")
+    return _RefusedError(status, "connection", "There is no such connection")
 
 
 async def _read(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -267,6 +271,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
     _log.warning("Refused a request with HTTP %d (%s): %s", error.status, error.reason, error)
     request.app.state.journal.refused(request.path_params.get("conn_id", ""), error.reason)
     headers = {"Connection": "close"} if error.status in {408, 413} else {}
+    if error.status == 401:  # noqa: PLR2004
+        headers["WWW-Authenticate"] = address.CHALLENGE
     return JSONResponse({"detail": str(error)}, status_code=error.status, headers=headers)
 
 

@@ -294,7 +294,7 @@ def test_receiver_error_fails_the_task_with_advice(served, box, sqlite, configur
         catch_up()
     api_server_at(served.url, box.ca_file)
     configure(webhook_token=PREVIOUS)
-    with pytest.raises(WebhookReceiverError, match=r"HTTP 404: check that \[bankconnect\] webhook_token is the same"):
+    with pytest.raises(WebhookReceiverError, match=r"HTTP 401 .* \[bankconnect\] webhook_token is the same"):
         catch_up()
     configure(webhook_token=TOKEN)
     assert catch_up() == counts(completed=2, recorded=1, duplicates=1)
@@ -395,7 +395,7 @@ async def test_check_of_the_address_records_nothing_and_works_with_both_tokens(p
         answer = await rotating.post(body, token=address.check_token(TOKEN, CONN_ID))
         assert (answer.status, answer.json(), answer.pieces) == (200, {"status": "ready"}, 0)
     check = address.check_token(TOKEN, CONN_ID)
-    assert (await Caller(public.front).post_events("record", [], token=check)).status == 404
+    assert (await Caller(public.front).post_events("record", [], token=check)).status == 401
     assert sqlite.events == []
 
 
