@@ -37,6 +37,7 @@ _MAX_INTERNAL_BYTES: Final = 4 * 1024 * 1024
 MAX_EVENTS: Final = 500
 # Slow senders must not keep connections and memory: BankConnect sends a body at once.
 _BODY_SECONDS: Final = 10.0
+_CHECK_SECONDS: Final = 5.0
 
 
 class _RefusedError(Exception):
@@ -70,7 +71,7 @@ def make_app() -> Starlette:
 async def _webhook(request: Request) -> Response:
     """Record one webhook. 200 means that it is committed to the database, now or earlier."""
     if _checks_address(request):
-        return JSONResponse(address.READY)
+        return await _answer_check(request)
     conn_id = _check_conn_id(request)
     body = await _read(request, _MAX_WEBHOOK_BYTES)
     if "event_name" in body:
@@ -91,6 +92,21 @@ async def _webhook(request: Request) -> Response:
     Stats.incr(f"bankconnect.webhooks_{outcome.value}", tags={"conn_id": tag_value(conn_id)})
     _log.info("%s webhook event of %r: %s", outcome.value.capitalize(), conn_id, event)
     return JSONResponse({"status": outcome.value})
+
+
+async def _answer_check(request: Request) -> Response:
+    """Tell whether a webhook could be recorded now: in this process, with its event loop, queue, threads and database.
+
+    Nothing is cached, so that a process that is held up answers late, as it would a webhook.
+    """
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            await asyncio.to_thread(events.ping)
+        is_ready = not request.app.state.writer.is_full()
+    except Exception as error:  # noqa: BLE001 - the database may raise anything
+        _log.warning("A check of the webhook receiver: no answer from the database (%s)", type(error).__name__)
+        is_ready = False
+    return JSONResponse(address.READY) if is_ready else JSONResponse({"status": "not ready"}, 503)
 
 
 async def _recent_events(request: Request) -> Response:
