@@ -220,6 +220,7 @@ def test_a_long_form_is_refused(browser, box):
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "none"}, 403),
         ({"Origin": "http://evil.test"}, 403),
+        ({"Origin": "null"}, 403),
         ({"Sec-Fetch-Site": "same-origin", "Origin": "http://airflow.test"}, 200),
         ({"Origin": "http://airflow.test"}, 200),
         ({}, 200),
