@@ -195,7 +195,9 @@ def test_the_shown_values_keep_the_secrets_out_of_the_configuration_file():
     settings = values["config"]["bankconnect"].keys()
     variables = {entry["envName"] for entry in values["secret"]}
     assert settings <= SETTINGS.keys() - SECRETS
-    assert variables == {"AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN", "AIRFLOW_CONN_BANKCONNECT_DEFAULT"}
+    assert variables == {f"AIRFLOW__BANKCONNECT__{name.upper()}" for name in SECRETS} | {
+        "AIRFLOW_CONN_BANKCONNECT_DEFAULT"
+    }
 
 
 def test_the_shown_ingress_leads_to_the_webhook_receiver_and_nowhere_else():
