@@ -186,7 +186,10 @@ class BankConnectBaseSensor(NamedByCustomer, BaseSensorOperator):
     def _defer(self, wait: Wait, now: datetime) -> NoReturn:
         self.defer(
             trigger=self._trigger_type(
-                **self._gate_arguments(), bankconnect_conn_id=self.bankconnect_conn_id, wait=wait.arguments()
+                **self._gate_arguments(),
+                bankconnect_conn_id=self.bankconnect_conn_id,
+                wait=wait.arguments(),
+                webhooks_expected=_is_receiver_on(),
             ),
             method_name="execute_complete",
             timeout=wait.deadline - now + _BACKSTOP,
@@ -263,3 +266,11 @@ def _first_start(context: Context) -> datetime | None:
         ti.task.retries = max((ti.max_tries or 0) - ti.try_number + 1, 0)
         first = _orig_start_date(ti.dag_id, ti.task_id, ti.run_id, ti.map_index, ti.try_number)
     return first
+
+
+def _is_receiver_on() -> bool:
+    try:
+        return is_on()
+    except ValueError:
+        # An invalid token has errors of its own where it is used, and must not end a wait.
+        return False

@@ -12,6 +12,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate
+from airflow_provider_bankconnect.triggers.listener import event_listener
 from airflow_provider_bankconnect.triggers.poller import SHARED_SECONDS, Rows, result_of, shared_poller
 from airflow_provider_bankconnect.wait import End, Poke, TestCall, Wait, WaitArguments
 
@@ -72,10 +73,11 @@ class _BankConnectTrigger(BaseTrigger):
     crash of the triggerer the wait continues with the same deadline.
     """
 
-    def __init__(self, gate: Gate, wait: WaitArguments, bankconnect_conn_id: str) -> None:
+    def __init__(self, gate: Gate, wait: WaitArguments, bankconnect_conn_id: str, *, webhooks_expected: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.gate = gate
         self.bankconnect_conn_id = bankconnect_conn_id
+        self.webhooks_expected = webhooks_expected
         self.wait = Wait(gate, datetime.now(UTC), wait, is_new=False)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -84,6 +86,7 @@ class _BankConnectTrigger(BaseTrigger):
             **self.gate.arguments(),
             "bankconnect_conn_id": self.bankconnect_conn_id,
             "wait": self.wait.arguments(),
+            "webhooks_expected": self.webhooks_expected,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -100,9 +103,11 @@ class _BankConnectTrigger(BaseTrigger):
         self.log.info("Waiting for %s until %s", self.gate, wait.deadline.isoformat(timespec="seconds"))
         wait.resume(datetime.now(UTC), random.random())  # noqa: S311 - spreads load
         async with shared_poller(self.bankconnect_conn_id) as poller, poller.waiting(self.gate) as before:
-            events = before
+            events, is_problem_logged = before, False
             while True:
                 now = datetime.now(UTC)
+                if not is_problem_logged:
+                    is_problem_logged = self._log_webhook_problem()
                 if events != poller.events_seen(self.gate):
                     events = poller.events_seen(self.gate)
                     wait.notified(now)
@@ -128,6 +133,12 @@ class _BankConnectTrigger(BaseTrigger):
     def _log_lines(self) -> None:
         for level, text in self.wait.take_lines():
             getattr(self.log, level)("%s", text)
+
+    def _log_webhook_problem(self) -> bool:
+        problem = event_listener().problem(is_expected=self.webhooks_expected)
+        if problem is not None:
+            self.log.info("Webhooks do not wake this wait, so it may end a poke_interval later: %s", problem)
+        return problem is not None
 
     async def _poke(self, poller: Poller, poke: Poke, now: datetime) -> None:
         if self.wait.needs_new_connection(now):
@@ -178,6 +189,8 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
 
     :param wait: the pace and the state of the wait, see :class:`~airflow_provider_bankconnect.wait.WaitArguments`.
     :param bankconnect_conn_id: the connection with both keys.
+    :param webhooks_expected: whether the worker has the webhook receiver's token; then the log says so if webhooks wake
+        no wait of this triggerer.
     """
 
     gate: HistoryGate
@@ -193,6 +206,7 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
         failure_grace: timedelta | float = 1800.0,
         wait: WaitArguments,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
+        webhooks_expected: bool = False,
     ) -> None:
         gate = HistoryGate.parse(
             link_id=link_id,
@@ -202,7 +216,7 @@ class BankConnectWebhookPayloadTrigger(_BankConnectTrigger):
             expected_statements=expected_statements,
             failure_grace=failure_grace,
         )
-        super().__init__(gate, wait, bankconnect_conn_id)
+        super().__init__(gate, wait, bankconnect_conn_id, webhooks_expected=webhooks_expected)
 
 
 class BankConnectProgressTrigger(_BankConnectTrigger):
@@ -210,6 +224,8 @@ class BankConnectProgressTrigger(_BankConnectTrigger):
 
     :param wait: the pace and the state of the wait, see :class:`~airflow_provider_bankconnect.wait.WaitArguments`.
     :param bankconnect_conn_id: the connection with both keys.
+    :param webhooks_expected: whether the worker has the webhook receiver's token; then the log says so if webhooks wake
+        no wait of this triggerer.
     """
 
     gate: ProgressGate
@@ -223,11 +239,12 @@ class BankConnectProgressTrigger(_BankConnectTrigger):
         expected_statements: int | str = 1,
         wait: WaitArguments,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
+        webhooks_expected: bool = False,
     ) -> None:
         gate = ProgressGate.parse(
             entity_id=entity_id, analysis=analysis, statement_id=statement_id, expected_statements=expected_statements
         )
-        super().__init__(gate, wait, bankconnect_conn_id)
+        super().__init__(gate, wait, bankconnect_conn_id, webhooks_expected=webhooks_expected)
 
 
 class BankConnectStatementTrigger(_BankConnectTrigger):
@@ -238,6 +255,8 @@ class BankConnectStatementTrigger(_BankConnectTrigger):
     :param announced_until: when that ends.
     :param wait: the pace and the state of the wait, see :class:`~airflow_provider_bankconnect.wait.WaitArguments`.
     :param bankconnect_conn_id: the connection with both keys.
+    :param webhooks_expected: whether the worker has the webhook receiver's token; then the log says so if webhooks wake
+        no wait of this triggerer.
     """
 
     gate: CustomerGate
@@ -255,6 +274,7 @@ class BankConnectStatementTrigger(_BankConnectTrigger):
         announced_until: datetime | str | None = None,
         wait: WaitArguments,
         bankconnect_conn_id: str = BankConnectHook.default_conn_name,
+        webhooks_expected: bool = False,
     ) -> None:
         gate = CustomerGate.parse(
             link_id=link_id,
@@ -266,4 +286,4 @@ class BankConnectStatementTrigger(_BankConnectTrigger):
             announced=announced,
             announced_until=announced_until,
         )
-        super().__init__(gate, wait, bankconnect_conn_id)
+        super().__init__(gate, wait, bankconnect_conn_id, webhooks_expected=webhooks_expected)

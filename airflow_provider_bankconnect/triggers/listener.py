@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 import time
@@ -29,6 +30,9 @@ _MAX_PAUSE_SECONDS: Final = 60.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 # Transactions may end in another order than they began.
 _OVERLAP: Final = timedelta(seconds=10)
+_NO_TOKEN: Final = (
+    f"the workers have [{address.SECTION}] webhook_token, and this triggerer has none: give both the same settings"
+)
 # An event that arrived while its wait moved from the worker to the triggerer still wakes it.
 _KEEP_SECONDS: Final = 120.0
 
@@ -51,6 +55,22 @@ class EventListener:
         self._query: dict[str, str] = {}
         self._token: str | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_off = False
+        self._has_warned = False
+        self._problem: str | None = None
+
+    def problem(self, *, is_expected: bool) -> str | None:
+        """Return why webhooks wake no wait now; None if they do, or if they are not meant to.
+
+        :param is_expected: whether the worker of a wait has the receiver's token.
+        """
+        if not (self._is_off and is_expected):
+            return self._problem
+        if not self._has_warned:
+            self._has_warned = True
+            text = "Webhooks wake no wait of this triggerer: %s"
+            contextvars.Context().run(_log.warning, text, _NO_TOKEN)
+        return _NO_TOKEN
 
     @contextlib.asynccontextmanager
     async def listening(self, conn_id: str, key: str, wake: Callable[[], None]) -> AsyncIterator[None]:
@@ -62,7 +82,8 @@ class EventListener:
         self._waits.setdefault(customer, []).append(wake)
         self._add_digest(customer)
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._listen())
+            # Of no wait: what it logs belongs in the triggerer's log, not in that of the first customer.
+            self._task = asyncio.get_running_loop().create_task(self._listen(), context=contextvars.Context())
         try:
             yield
         finally:
@@ -90,12 +111,14 @@ class EventListener:
 
     async def _listen(self) -> None:
         try:
-            if not await asyncio.to_thread(address.is_on):
+            self._is_off, self._problem = not await asyncio.to_thread(address.is_on), None
+            if self._is_off:
                 return
             self._token = (await asyncio.to_thread(address.tokens))[0]
             address.api_server_url()
             context = await asyncio.to_thread(address.api_server_context)
         except (ValueError, OSError) as error:
+            self._problem = str(error)
             _log.warning("Waits continue without the webhook receiver: %s", error)
             return
         # Start anew: after a time without waits, its events are not needed.
@@ -118,12 +141,13 @@ class EventListener:
                 has_news = await self._read_feed(session)
             except Exception as error:  # noqa: BLE001 - if this loop ended, the triggerer would receive no more events
                 failures += 1
+                self._problem = _describe(error)
                 if failures == 1:
                     _log.warning("No events from the webhook receiver, waits continue without: %s", _describe(error))
             else:
                 if failures:
                     _log.info("The webhook receiver answers again, after %d failed requests", failures)
-                failures = 0
+                failures, self._problem = 0, None
             pause = min(_INTERVAL_SECONDS * 2 ** min(failures, 10), _MAX_PAUSE_SECONDS)
             if not failures:
                 # The receiver has held the request open for part of the interval.

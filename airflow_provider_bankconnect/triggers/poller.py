@@ -7,6 +7,7 @@ flight, answers equal polls together, and holds all of them back while BankConne
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import random
@@ -126,7 +127,9 @@ class Poller:
         poll = self._polls.get(key)
         is_old = self._loop.time() - self._answered.get(key, self._loop.time()) > max_age
         if poll is None or is_old or not (waits or poll.done() or not self.is_held):
-            poll = self._polls[key] = self._loop.create_task(self._poll(gate, waits=waits))
+            # Of no wait: what it logs belongs in the triggerer's log.
+            own = contextvars.Context()
+            poll = self._polls[key] = self._loop.create_task(self._poll(gate, waits=waits), context=own)
             self._answered.pop(key, None)
             self._tasks.add(poll)
             poll.add_done_callback(lambda done: self._note_answer(key, done))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -12,6 +13,7 @@ from receivers import CONN_ID, NEEDS_3_2, ODD, PREVIOUS, TOKEN, Caller, api_serv
 
 from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.triggers import listener as listeners
+from airflow_provider_bankconnect.triggers.bankconnect import BankConnectWebhookPayloadTrigger
 from airflow_provider_bankconnect.triggers.listener import event_listener
 
 pytestmark = NEEDS_3_2
@@ -239,6 +241,47 @@ async def test_without_token_no_request_is_sent(served, configure, caplog):
         assert wait.woken == 0
     assert not served.front.requests
     assert not logged(caplog)
+
+
+async def test_with_a_token_of_the_workers_alone_one_warning_names_the_cause(configure, caplog):
+    configure(webhook_token=None)
+    async with Wait(), Wait(ENTITY):
+        await until(event_listener()._task.done)
+        assert event_listener().problem(is_expected=False) is None
+        problems = {event_listener().problem(is_expected=True) for _ in range(3)}
+    (problem,) = problems
+    (record,) = logged(caplog)
+    assert "the workers have [bankconnect] webhook_token, and this triggerer has none" in problem
+    assert record.getMessage().endswith(problem)
+    assert record.levelname == "WARNING"
+
+
+async def test_log_of_the_background_task_is_not_that_of_the_first_wait(caplog, api_server_at):
+    """Airflow finds the log of a wait by context variables."""
+    customer, seen = ContextVar("customer"), []
+    customer.set("loan-1")
+    caplog.handler.addFilter(lambda _: seen.append(customer.get(None)) or True)
+    api_server_at("https://localhost:1")
+    async with Wait():
+        await until(lambda: logged(caplog))
+    assert seen == [None]
+
+
+@pytest.mark.parametrize(("token", "cause"), [(None, "has none"), (TOKEN, "Cannot connect")])
+async def test_each_wait_logs_once_that_webhooks_do_not_wake_it(box, configure, log, token, cause):
+    configure(webhook_token=token, api_server_url="https://localhost:1")
+    end = datetime.now(UTC) + timedelta(seconds=4)
+    pace = {"deadline": end, "poke_interval": 1}
+    waits = [
+        BankConnectWebhookPayloadTrigger(link_id=link, wait=pace, webhooks_expected=True)
+        for link in ("loan-1", "loan-2")
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_BANKCONNECT_DEFAULT", box.connection_json)
+        await asyncio.gather(*(anext(wait.run()) for wait in waits))
+    lines = [line for line in log().splitlines() if "do not wake this wait" in line]
+    assert len(lines) == 2
+    assert all(cause in line for line in lines)
 
 
 async def test_with_a_weak_token_no_request_is_sent_and_the_reason_is_logged_once(served, configure, caplog):
