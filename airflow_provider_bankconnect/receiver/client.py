@@ -25,6 +25,8 @@ MAX_EVENTS: Final = 500
 _COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason", "date_time")
 _READY: Final = TypeAdapter(dict[str, str])
+# Bad Request, and Content Too Large.
+_REFUSED: Final = {400, 413}
 # A firewall that answers so, or a server that is busy, may let BankConnect through.
 _UNCLEAR: Final = {401, 403, 407, 408, 425, 429}
 _ADVICE: Final = {
@@ -36,6 +38,10 @@ _ADVICE: Final = {
 
 class WebhookReceiverError(AirflowException):
     """The webhook receiver in Airflow's API server did not answer, or refused the request."""
+
+
+class EventsRefusedError(WebhookReceiverError):
+    """The webhook receiver refuses the events of a request: one of them is invalid, or they are too large."""
 
 
 class _Adapter(HTTPAdapter):
@@ -141,5 +147,6 @@ def _post(session: requests.Session, conn_id: str, body: Mapping[str, object], t
         raise WebhookReceiverError(f"No answer from {where}: {advice}") from None
     if (status := answer.status_code) != requests.codes.ok:
         advice = _ADVICE.get(status, "see the API server's log")
-        raise WebhookReceiverError(f"The webhook receiver answered HTTP {status}: {advice}")
+        refusal = EventsRefusedError if status in _REFUSED else WebhookReceiverError
+        raise refusal(f"The webhook receiver answered HTTP {status}: {advice}")
     return counted
