@@ -117,7 +117,8 @@ $(VENV)/bin/uv:
 constraints: $(VENV)/bin/uv  ## Update constraints/ after a change of pyproject.toml; other pins stay
 	for file in constraints/constraints-*.txt; do \
 		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); grep -v '^docutils==' $$file > $$file.known; \
-		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --extra storage --group dev --python-version 3.$$minor \
+		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --extra storage --group dev \
+			--group fleet --group kubernetes --python-version 3.$$minor \
 			-c $$file.known --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o $$file; \
 		rm $$file.known; \
 	done
