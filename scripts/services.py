@@ -35,7 +35,7 @@ class Server:
     :param as_users: the users that root runs it as: the first one that this machine has.
     """
 
-    # Of the program that must be found, of Debian's package that brings it, and of the log in the folder.
+    # The program, and Debian's package that brings it.
     name: ClassVar[str]
     package: ClassVar[str]
     # The signal that makes it disconnect its clients and end.
@@ -262,16 +262,24 @@ def program(name: str) -> str:
     """
     found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if found is None:
-        raise LiveError(missing([name]))
+        raise LiveError(f"{name} is not found")
     return found
 
 
-def missing(names: Sequence[str]) -> str:
-    """Return in words that programs are missing and how to install them."""
-    return (
-        f"Not found: {', '.join(names)}. Install Debian's packages of these names, or run "
-        "scripts/install-system-packages.sh as root. Nothing was started"
-    )
+def require(*servers: type[Server]) -> None:
+    """Check that the programs of these servers are installed.
+
+    :raises LiveError: some are not; the message says which, and how to install them.
+    """
+    missing = []
+    for server in servers:
+        try:
+            program(server.name)
+        except LiveError:
+            missing.append(server.package)
+    if missing:
+        packages = ", ".join(missing)
+        raise LiveError(f"Missing: {packages}. Install Debian's packages, or run scripts/install-system-packages.sh")
 
 
 def free_port() -> int:
