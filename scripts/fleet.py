@@ -59,7 +59,7 @@ ASYNC = {"statement_cache_size": 0, "prepared_statement_name_func": lambda: f"__
 """
 COMMANDS: Final = {
     "api-server": ["api-server", "--proxy-headers"],
-    "worker": ["celery", "worker", "--skip-serve-logs"],
+    "worker": ["celery", "worker", "--skip-serve-logs", "--without-gossip", "--without-mingle"],
 }
 PARTS: Final = (
     "api-server",
