@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fleet_plan import CONNECTIONS, FATES, METRICS, STATES, Metrics, Run, judge, plan
+from services import LiveError, Nginx, Redis, require
 
 SHORT = timedelta(seconds=90)
 BEGAN = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -133,3 +134,14 @@ def test_a_line_that_is_none_of_statsd_is_shown(line):
     metrics.add(line)
     (said,) = metrics.judge(2, killed=False)
     assert "a line that is none" in said
+
+
+def test_missing_servers_are_named_with_what_installs_them():
+    class First(Redis):
+        name = "redis-of-nowhere"
+
+    class Second(Nginx):
+        name = "nginx-of-nowhere"
+
+    with pytest.raises(LiveError, match=r"^Missing: redis-server, nginx\. .* scripts/install-system-packages\.sh$"):
+        require(First, Second)
