@@ -143,6 +143,8 @@ def settings_of(pgbouncer: PgBouncer, redis: Redis, statsd: StatsD) -> dict[str,
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "180",
+        # Airflow's default: a triggerer sends no heartbeat while it serves its first request for a connection.
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "30",
         # On a busy machine, an API server needs longer than the five seconds of the default.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
         "FORWARDED_ALLOW_IPS": "127.0.0.1",
