@@ -15,8 +15,8 @@ TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])
 CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
-.PHONY: help install lint types test receiver chaos prove demo standalone docs readme browser matrix bench bench-receiver \
-	bench-small bench-keep-alive bench-page bench-reports bench-catch-up mutants constraints clean
+.PHONY: help install lint types test receiver chaos fleet prove demo standalone docs readme browser matrix bench \
+	bench-receiver bench-small bench-keep-alive bench-page bench-reports bench-catch-up mutants constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -57,6 +57,11 @@ receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow 
 
 chaos: $(READY)  ## Run 200 waits in a whole Airflow while its processes are killed one after another (15 min)
 	@$(PY) -W ignore scripts/chaos.py
+
+fleet: $(READY)  ## Run 300 customers in a distributed Airflow while its processes are killed (30 min); QUICK=1 (5 min)
+	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group fleet; \
+	else $(PY) -m pip install --quiet -c $(CONSTRAINTS) --group fleet; fi
+	@$(PY) -W ignore scripts/fleet.py $(if $(QUICK),--quick) $(if $(CUSTOMERS),--customers $(CUSTOMERS))
 
 prove: $(READY)  ## Run 10,000 random schedules of faults and compare the verdicts (minutes); SEED=123 repeats one
 	@$(PY) -W ignore tests/prove $(if $(SEED),--seed $(SEED))
@@ -120,7 +125,8 @@ $(VENV)/bin/uv:
 constraints: $(VENV)/bin/uv  ## Update constraints/ after a change of pyproject.toml; other pins stay
 	for file in constraints/constraints-*.txt; do \
 		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); grep -v '^docutils==' $$file > $$file.known; \
-		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --extra storage --group dev --python-version 3.$$minor \
+		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --extra storage --group dev \
+			--group fleet --group kubernetes --python-version 3.$$minor \
 			-c $$file.known --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o $$file; \
 		rm $$file.known; \
 	done

@@ -10,20 +10,21 @@ import argparse
 import contextlib
 import os
 import random
-import signal
 import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import processes
 import psycopg2
-from live import Live, LiveError, Postgres, family, temporary_folder
+from live import Live, Postgres, temporary_folder
+from services import LiveError
+from strikes import Strikes, count, in_turn, print_table, say
 
 from airflow_provider_bankconnect.api import WebhookMode
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
@@ -32,7 +33,6 @@ from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STARTED: Final = time.monotonic()
 DAG: Final = """
 from __future__ import annotations
 
@@ -103,25 +103,11 @@ class Wait:
 
 
 @dataclass
-class Chaos:
-    """The sandbox, Airflow, its database, and the waits."""
+class Chaos(Strikes):
+    """The sandbox and the waits, with what is done to Airflow."""
 
     box: Sandbox
-    live: Live
-    postgres: Postgres
     waits: list[Wait]
-    table: list[tuple[str, str, str, str]] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-
-    def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with (
-            contextlib.closing(
-                psycopg2.connect(host="127.0.0.1", port=self.postgres.port, user="airflow", dbname="postgres")
-            ) as connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.execute(sql, parameters)
-            return cursor.fetchall()
 
     def states(self) -> dict[str, str | None]:
         """Return the state of each wait by run id."""
@@ -141,11 +127,11 @@ class Chaos:
 
         def all_wait() -> bool:
             nonlocal printed_at
-            count = Counter(self.states().values())
+            deferred = self.open_waits()
             if time.monotonic() - printed_at > PRINT_EVERY:
                 printed_at = time.monotonic()
-                say(f"waiting: {count['deferred']} of {len(self.waits)}")
-            return count["deferred"] == len(self.waits)
+                say(f"waiting: {deferred} of {len(self.waits)}")
+            return deferred == len(self.waits)
 
         self.live.wait_until("all waits are deferred", all_wait, 900)
 
@@ -167,70 +153,19 @@ class Chaos:
                 )
             )
 
-    def strike(self, what: str, act: Callable[[], str]) -> None:
-        """Do one thing, and note how many waits were open."""
-        try:
-            open_waits = str(Counter(self.states().values())["deferred"])
-        except psycopg2.Error:
-            open_waits = "?"
-        at = f"{time.monotonic() - STARTED:.0f} s"
-        result = act()
-        say(f"{what}: {open_waits} waits open; {result}")
-        self.table.append((at, what, open_waits, result))
-
-    def crash(self, part: str) -> str:
-        """Kill a part, and restart it as a service manager does."""
-        self.live.kill(part)
-        time.sleep(3)
-        self.live.start(part)
-        return "restarted after 3 s"
-
-    def kill_a_worker(self) -> str:
-        """Kill a task while it runs."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            for pid in family(self.live.parts["scheduler"].pid):
-                with contextlib.suppress(OSError):
-                    if b"airflow worker -- 0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        for member in family(pid):
-                            with contextlib.suppress(ProcessLookupError):
-                                os.kill(member, signal.SIGKILL)
-                        return "its task is retried"
-            time.sleep(0.05)
-        self.wrong.append("no worker with a running task was found")
-        return "none was found"
-
-    def restart_database(self) -> str:
-        """Stop the database and start it again."""
-        self.postgres.stop()
-        time.sleep(5)
-        self.postgres.start()
-        return "back after 5 s"
-
-    def keep_alive(self, stop: threading.Event) -> None:
-        """Restart parts that have ended by themselves, as a service manager does."""
-        while not stop.wait(1):
-            for part, process in list(self.live.parts.items()):
-                if process.poll() is not None and part in self.live.parts:
-                    say(f"{part} ended by itself ({process.returncode}) and is restarted")
-                    at = f"{time.monotonic() - STARTED:.0f} s"
-                    self.table.append((at, f"{part} ended by itself", "", "restarted"))
-                    self.live.kill(part)
-                    self.live.start(part)
-
     def finish(self, seconds: float) -> None:
         """Wait until no wait is open."""
         until, printed_at = time.monotonic() + seconds, 0.0
         while time.monotonic() < until:
             with contextlib.suppress(psycopg2.Error):
-                count = Counter(self.states().values())
-                if not set(count) - {"success", "failed", "skipped"}:
+                states = self.states().values()
+                if not set(states) - {"success", "failed", "skipped"}:
                     return
                 if time.monotonic() - printed_at > PRINT_EVERY:
                     printed_at = time.monotonic()
-                    say(", ".join(f"{number} {state}" for state, number in sorted(count.items(), key=str)))
+                    say(count(states))
             time.sleep(1)
-        self.wrong.append(f"after {seconds:.0f} s: {dict(Counter(self.states().values()))}")
+        self.wrong.append(f"after {seconds:.0f} s: {count(self.states().values())}")
 
     def check(self) -> None:
         """Compare the tasks, events and runs with what is expected."""
@@ -262,7 +197,7 @@ class Chaos:
                 "select extra->>'link_id' from asset_event where extra->>'progress' = 'completed'"
             )
         )
-        doubled = [link for link, count in events.items() if count > 1]
+        doubled = [link for link, number in events.items() if number > 1]
         if doubled:
             self.wrong.append(f"recorded twice: {doubled}")
         self.check_runs()
@@ -286,7 +221,7 @@ class Chaos:
             time.sleep(1)
         if missing:
             self.wrong.append(f"recorded, but without a run: {missing}")
-        too_many = sorted(key for key, count in runs.items() if count > events.get(key, 0))
+        too_many = sorted(key for key, number in runs.items() if number > events.get(key, 0))
         if too_many:
             self.wrong.append(f"more runs than events: {too_many}")
 
@@ -323,8 +258,7 @@ def main() -> int:
     except LiveError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    lines = [("when", "what", "waits open", "result"), *[("---",) * 4], *chaos.table]
-    print("\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print_table(("when", "what", "waits open", "result"), *chaos.table)
     right = len(waits) - len(chaos.wrong)
     print(f"\n{right} of {len(waits)} waits are right." if not chaos.wrong else "\nWRONG:\n" + "\n".join(chaos.wrong))
     return 1 if chaos.wrong else 0
@@ -358,7 +292,7 @@ def set_up(stack: contextlib.ExitStack, waits: list[Wait]) -> Chaos:
     with BankConnectHook() as hook:
         url = f"{live.url}/bankconnect/webhook/bankconnect_default/{TOKEN}"
         hook.update_webhook(url, WebhookMode.NET_BANKING_AND_MANUAL, allow_private_host=True)
-    return Chaos(box, live, postgres, waits)
+    return Chaos(live, postgres, box, waits)
 
 
 def run(stack: contextlib.ExitStack, chaos: Chaos) -> None:
@@ -369,19 +303,17 @@ def run(stack: contextlib.ExitStack, chaos: Chaos) -> None:
     keeper = threading.Thread(target=chaos.keep_alive, args=(stop,), daemon=True)
     keeper.start()
     stack.callback(stop.set)
+    worker = partial(chaos.kill_a_process, "scheduler", b"airflow worker -- 0", "its task is retried")
     strikes: list[tuple[float, str, Callable[[], str]]] = [
         (5, "one of two triggerers, kill -9", lambda: chaos.crash("triggerer")),
         (40, "API server, kill -9", lambda: chaos.crash("api-server")),
         (75, "scheduler, kill -9", lambda: chaos.crash("scheduler")),
-        (100, "a worker with a running task, kill -9", chaos.kill_a_worker),
+        (100, "a worker with a running task, kill -9", worker),
         (110, "BankConnect down for two minutes", lambda: vendor_down(chaos)),
-        (150, "database stopped and started", chaos.restart_database),
+        (150, "database stopped and started", lambda: chaos.restart(chaos.postgres)),
         (200, "the other triggerer, kill -9", lambda: chaos.crash("triggerer#2")),
     ]
-    started = time.monotonic()
-    for at, what, act in strikes:
-        time.sleep(max(0.0, started + at - time.monotonic()))
-        chaos.strike(what, act)
+    in_turn((at, partial(chaos.strike, what, act)) for at, what, act in strikes)
     chaos.finish(900)
     stop.set()
     keeper.join()
@@ -392,11 +324,6 @@ def vendor_down(chaos: Chaos) -> str:
     """Reset every connection to BankConnect for two minutes."""
     chaos.box.fault(Fault(kind="reset", until=120))
     return "every wait continues"
-
-
-def say(what: str) -> None:
-    """Print a line with the time."""
-    print(f"{time.monotonic() - STARTED:6.1f} s  {what}", flush=True)
 
 
 if __name__ == "__main__":

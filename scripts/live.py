@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import processes
 import requests
+from services import PATIENCE, LiveError, Server, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PARTS: Final = {
     "api-server": ["api-server"],
@@ -34,12 +33,6 @@ PARTS: Final = {
     "triggerer": ["triggerer", "--skip-serve-logs"],
 }
 USER: Final = "admin"
-# Limit in seconds for anything to wait for, on a busy machine.
-PATIENCE: Final = 600.0
-
-
-class LiveError(Exception):
-    """Airflow or its database failed; the message says how, and names the log."""
 
 
 class Live:
@@ -132,11 +125,20 @@ class Live:
     def start(self, *parts: str) -> None:
         """Start these parts, or all; ``triggerer#2`` is a second triggerer."""
         for part in parts or PARTS:
-            command = [self.python, "-m", "airflow", *PARTS[part.partition("#")[0]]]
+            command = [self.python, "-m", "airflow", *self.command(part)]
+            environment = self.environment_of(part)
             with self.log(part).open("ab") as log:
                 self.parts[part] = processes.start(
-                    command, env=self.environment, cwd=self.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    command, env=environment, cwd=self.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
+
+    def command(self, part: str) -> Sequence[str]:
+        """Return the arguments of ``airflow`` for a part."""
+        return PARTS[part.partition("#")[0]]
+
+    def environment_of(self, part: str) -> Mapping[str, str]:  # noqa: ARG002 - the same for all
+        """Return the environment of a part."""
+        return self.environment
 
     def kill(self, part: str) -> None:
         """End a part and all its children as a crash does."""
@@ -239,12 +241,17 @@ class Live:
         return answer.ok and answer.headers.get("content-type", "").startswith("application/json")
 
 
-class Postgres:
-    """A PostgreSQL with a new database, removed when the ``with`` ends. Root runs it as another user: it refuses root.
+class Postgres(Server):
+    """A PostgreSQL with a new database, removed when the ``with`` ends.
 
     :param copy_of: data directory of a stopped server, to begin with a copy of its databases.
     :raises LiveError: its server programs are not found.
     """
+
+    name = "postgres"
+    package = "postgresql"
+    # PostgreSQL's fast shutdown.
+    ending = signal.SIGINT
 
     def __init__(self, *, copy_of: Path | None = None) -> None:
         named = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)]
@@ -254,77 +261,42 @@ class Postgres:
                 "PostgreSQL's server programs (initdb, postgres) are not found. Install Debian's package postgresql, "
                 "or run scripts/install-system-packages.sh"
             )
+        super().__init__("postgres")
         self._programs = programs
-        known = {user.pw_name for user in pwd.getpwall()}
-        names = [name for name in ("postgres", "nobody") if name in known] if os.geteuid() == 0 else []
-        self._as: dict[str, Any] = {"user": names[0], "group": pwd.getpwnam(names[0]).pw_gid} if names else {}
-        self.port = free_port()
         self.url = f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
-        self._folder = Path(tempfile.mkdtemp(prefix="bankconnect-postgres-"))
-        processes.remove_at_the_end(self._folder)
         self._copy_of = copy_of
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
+    def prepare(self) -> None:
+        """Copy the databases, if there are any to begin with."""
         if self._copy_of:
             shutil.copytree(self._copy_of, self.data)
-        if self._as:
-            for path in (self._folder, *self._folder.rglob("*")):
-                shutil.chown(path, self._as["user"], self._as["group"])
-        if not self._copy_of:
-            command = ("initdb", "-D", str(self.data), "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync")
-            self._run(*command).wait(PATIENCE)
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start the server.
+        """Start the server, at first with a new database.
 
         :raises LiveError: it does not accept connections in time.
         """
-        socket_options = ("-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200")
-        self._process = self._run("postgres", "-D", str(self.data), "-F", *socket_options)
-        deadline = time.monotonic() + PATIENCE
-        while not self._is_ready():
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                raise LiveError(f"PostgreSQL does not start:\n{(self._folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.1)
+        if not self.data.exists():
+            how = ("-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync")
+            self._run(str(self._programs / "initdb"), "-D", str(self.data), *how).wait(PATIENCE)
+        super().start()
 
-    def stop(self) -> None:
-        """Stop the server and disconnect its clients."""
-        if self._process is not None:
-            # PostgreSQL's fast shutdown.
-            processes.stop(self._process, ending=signal.SIGINT)
-            self._process = None
+    def command(self) -> Sequence[str]:
+        """Return the command that runs the server."""
+        how = ("-F", "-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200")
+        return [str(self._programs / "postgres"), "-D", str(self.data), *how]
 
-    @property
-    def data(self) -> Path:
-        """The data directory."""
-        return self._folder / "data"
-
-    def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        more = {**self._as, "extra_groups": []} if self._as else {}
-        with (self._folder / "log").open("ab") as log:
-            return processes.start(
-                [str(self._programs / program), *arguments],
-                ending=signal.SIGINT,
-                cwd=self._folder,
-                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **more,
-            )
-
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Return whether the server accepts connections."""
         asked = subprocess.run(
             [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False
         )
         return asked.returncode == 0
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.folder / "data"
 
 
 @contextlib.contextmanager
@@ -341,10 +313,3 @@ def temporary_folder() -> Iterator[Path]:
 def family(pid: int) -> list[int]:
     """Return the ids of a process and all its descendants."""
     return [process.pid for process in processes.tree(pid)]
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port

@@ -47,7 +47,7 @@ while not os.path.exists(folder + "/ready"):
 POSTGRES = """
 from live import Postgres
 server = Postgres().__enter__()
-pid, folder = server._process.pid, server._folder
+pid, folder = server._process.pid, server.folder
 """
 
 
