@@ -15,7 +15,7 @@ TAG = $(shell "$(PYTHON)" -c 'import sys; print("py%d%d" % sys.version_info[:2])
 CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
-.PHONY: help install lint types test receiver chaos fleet prove demo standalone docs readme browser matrix bench \
+.PHONY: help install lint types test long receiver chaos fleet prove demo standalone docs readme browser matrix bench \
 	bench-receiver bench-small bench-keep-alive bench-page bench-reports bench-catch-up mutants constraints clean
 
 help:  ## Show this list
@@ -51,6 +51,9 @@ test: lint  ## Check style and types, and run all tests but the long ones; FULL=
 	@$(VENV)/bin/mypy & types=$$!; \
 	PYTHONDONTWRITEBYTECODE= $(if $(FULL),BANKCONNECT_TESTS=full )$(PY) -m pytest -n 4 --dist loadfile; \
 	wait $$types || { echo "mypy has found errors: see above, before or between the tests" >&2; exit 1; }
+
+long: $(READY)  ## Run the tests that make test leaves out because they take long (3 min)
+	$(PY) -m pytest -n 2 --dist loadfile -m long --deselect tests/system/test_receiver.py --deselect tests/system/test_standalone.py
 
 receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow on PostgreSQL (10 min)
 	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/system/test_receiver.py tests/system/test_standalone.py

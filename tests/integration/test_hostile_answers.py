@@ -141,6 +141,7 @@ def calls(tmp_path_factory):
 
 
 @both
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux has it")
 def test_no_bad_answer_takes_much_memory(kind, calls):
     cases, by_kind = calls

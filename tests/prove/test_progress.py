@@ -60,7 +60,9 @@ def test_the_line_is_rewritten_in_place_on_a_terminal(clock, monkeypatch):
     assert last == "a mutant is alive\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_signal_ends_it_with_one_line_and_leaves_no_process(number, code, tmp_path):
     command = [sys.executable, "-W", "ignore", str(Path(__file__).parent), "--processes", "2"]
     process = subprocess.Popen(

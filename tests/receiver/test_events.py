@@ -446,6 +446,7 @@ async def test_no_warning_if_one_of_two_dags_is_not_paused(receiver, sqlite, cap
     assert "paused are: odd, odd_too;" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("receiver")
 async def test_ten_thousand_wrong_tokens_cause_two_queries_a_minute_and_no_memory_growth(sqlite, monkeypatch):
     from airflow import settings  # noqa: PLC0415 - a test that is skipped needs none

@@ -86,7 +86,7 @@ def test_server_its_children_and_its_folder_are_gone_after_the_end_of_the_progra
     end_program(WITH_CHILD.format(folder=str(folder)), ending)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_postgresql_is_gone_after_the_end_of_the_program(ending):
     try:
         Postgres()

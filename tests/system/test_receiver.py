@@ -308,6 +308,7 @@ def catch_up(world, links, *, again=False):
     return live.api("GET", f"{path}/taskInstances/catch_up/xcomEntries/return_value?deserialize=true")["value"]
 
 
+@pytest.mark.long
 def test_killed_api_server_loses_no_acknowledged_event_and_duplicates_none(world):
     """The sandbox sends unanswered webhooks again: in the end, each statement has one event."""
     live, box = world.live, world.box

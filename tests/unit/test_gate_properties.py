@@ -152,7 +152,7 @@ def state_of(verdict):
 ahead_rows = payload_rows(at=st.sampled_from([0, 1, 2, 299, 300, 301, 304, 400]))
 
 
-@settings(often, max_examples=600)
+@settings(often, max_examples=300)
 @given(expectations(), histories, st.lists(ahead_rows, max_size=1), moments)
 def test_a_verdict_equals_that_of_a_naive_implementation_of_the_rules(expect, rows, ahead, now):
     verdict = judged(expect, [*rows, *ahead], now)
@@ -263,7 +263,7 @@ def naive_progress_state(expect, some):
     return "passed" if all(word == "completed" for word in words) else "failed"
 
 
-@settings(often, max_examples=400)
+@settings(often, max_examples=250)
 @given(progress_expectations(), progress_arrays)
 def test_a_progress_verdict_equals_that_of_a_naive_implementation(expect, some):
     verdict = judge_progress(expect, some)
@@ -473,7 +473,7 @@ def announcements(draw):
     return replace(draw(expectations()), announced=tuple(announced), announced_until=until)
 
 
-@settings(often, max_examples=800)
+@settings(often, max_examples=400)
 @given(
     expectations() | announcements(),
     customer_histories,
