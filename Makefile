@@ -16,7 +16,7 @@ CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
 .PHONY: help install lint types test receiver chaos prove demo standalone docs readme browser matrix bench bench-receiver \
-	bench-small bench-keep-alive bench-page bench-reports mutants constraints clean
+	bench-small bench-keep-alive bench-page bench-reports bench-catch-up mutants constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -98,6 +98,9 @@ bench-page: $(READY)  ## Measure the page in Airflow's UI on PostgreSQL, beside 
 
 bench-reports: $(READY)  ## Measure how fast reports are written to a folder, beside a loop (6 min); QUICK=1
 	@$(PY) -W ignore benchmarks/reports.py $(if $(QUICK),--quick)
+
+bench-catch-up: $(READY)  ## Measure how fast 10,000 links are caught up on, beside a loop (6 min); LATENCY=50 QUICK=1 (2 min)
+	@$(PY) -W ignore benchmarks/catch_up.py $(if $(LATENCY),--latency $(LATENCY)) $(if $(QUICK),--quick)
 
 mutants: $(READY)  ## Measure how many planted defects the unit tests find (an hour)
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group mutants; \

@@ -207,6 +207,17 @@ def parse_since(since: date | str | None) -> datetime | None:
     raise ValueError(f"since must be a datetime or ISO 8601 text like '2026-11-01T00:00:00Z', not {since!r}")
 
 
+def parse_bool(name: str, value: object) -> bool:
+    """Return True or False, which may be text.
+
+    :raises ValueError: it is neither; names the argument.
+    """
+    text = str(value).strip().lower()
+    if text not in {"true", "false"}:
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+    return text == "true"
+
+
 def parse_count(count: object) -> int:
     """Return ``expected_statements``, which may be text, as a number."""
     if isinstance(count, int) and not isinstance(count, bool):

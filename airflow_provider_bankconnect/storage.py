@@ -59,14 +59,7 @@ class Folder:
     """
 
     def __init__(self, path: ObjectStoragePath | str, *parts: str, mark: str) -> None:
-        try:
-            given = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(path)
-            self._fs: Any = given.fs
-        except (ImportError, ValueError) as error:
-            # The two messages for an unknown one are of Airflow and of universal-pathlib.
-            if isinstance(error, ValueError) and "filesystem" not in str(error):
-                raise
-            raise ValueError(_no_filesystem(path, error)) from error
+        given, self._fs = filesystem("path", path)
         # Before Airflow 3.2 a path has no conn_id of its own.
         found = getattr(given, "conn_id", None) or given.storage_options.get("conn_id")
         conn_id = f"{found}@" if found else ""
@@ -256,10 +249,27 @@ def file_name(name: str) -> str:
     return f"{plain.strip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _no_filesystem(path: object, error: Exception) -> str:
+def filesystem(name: str, path: ObjectStoragePath | str) -> tuple[ObjectStoragePath, Any]:
+    """Return a path and its filesystem.
+
+    :param name: the argument that has the path, for messages.
+    :raises ValueError: there is no filesystem for the URL; names the package to install.
+    """
+    try:
+        given = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(path)
+        fs: Any = given.fs
+    except (ImportError, ValueError) as error:
+        # The two messages for an unknown one are of Airflow and of universal-pathlib.
+        if isinstance(error, ValueError) and "filesystem" not in str(error):
+            raise
+        raise ValueError(_no_filesystem(name, path, error)) from error
+    return given, fs
+
+
+def _no_filesystem(name: str, path: object, error: Exception) -> str:
     scheme = str(path).partition("://")[0] if "://" in str(path) else "file"
     package = _PACKAGES.get(scheme)
     cure = f"install {package}" if package else "install the provider of that storage"
     if scheme == "file":
         cure = "install apache-airflow-providers-common-io"
-    return f"path: there is no filesystem for {scheme}:// ({type(error).__name__}): {cure} where the task runs"
+    return f"{name}: there is no filesystem for {scheme}:// ({type(error).__name__}): {cure} where the task runs"

@@ -31,12 +31,18 @@ _ADVICE: Final = {
     503: "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see the API server's log",
 }
 _BY_DEFAULT: Final = "[core] execution_api_server_url, or [api] base_url"
+# Bad Request, and Content Too Large.
+_REFUSED: Final = {400, 413}
 # A firewall that answers so, or a server that is busy, may let BankConnect through.
 _UNCLEAR: Final = {401, 403, 407, 408, 425, 429}
 
 
 class WebhookReceiverError(AirflowException):
     """The webhook receiver in Airflow's API server did not answer, or refused the request."""
+
+
+class EventsRefusedError(WebhookReceiverError):
+    """The webhook receiver refuses the events of a request: one of them is invalid, or they are too large."""
 
 
 class _Adapter(HTTPAdapter):
@@ -148,4 +154,5 @@ def _post(session: requests.Session, conn_id: str, body: Mapping[str, object], t
         if status == requests.codes.ok:
             return _COUNTS.validate_json(answer.content)
     advice = _ADVICE.get(status) or address.advice_on(status, answer.headers.get("WWW-Authenticate"))
-    raise WebhookReceiverError(f"{base} answered HTTP {status} to a request for the webhook receiver: {advice}")
+    refusal = EventsRefusedError if status in _REFUSED else WebhookReceiverError
+    raise refusal(f"{base} answered HTTP {status} to a request for the webhook receiver: {advice}")
