@@ -166,6 +166,17 @@ def test_provider_info_needs_no_other_package(unpacked):
     assert said.strip() == "airflow-provider-bankconnect"
 
 
+def test_examples_and_constraints_are_found_where_nothing_else_is_installed(unpacked):
+    """``pip install --no-deps`` is enough to find the versions to install."""
+    code = f"import sys; sys.path.insert(0, {str(unpacked)!r}); from {PACKAGE}.__main__ import main; main(sys.argv[1:])"
+    for arguments, path in {
+        ("examples", "bankconnect_reports"): "example_dags/bankconnect_reports.py",
+        ("constraints", "3.2.2"): f"constraints/constraints-3.2.2-py{sys.version_info[0]}{sys.version_info[1]}.txt",
+    }.items():
+        said = run("-I", "-S", "-c", code, *arguments)
+        assert said.strip() == str(unpacked / PACKAGE / path)
+
+
 def test_package_works_without_extras_and_does_not_load_the_sandbox(unpacked):
     """Every public module can be imported without the requirements of the sandbox."""
     code = f"""
