@@ -17,12 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
 
 from airflow_provider_bankconnect.receiver import address
+from airflow_provider_bankconnect.receiver.names import MAX_EVENTS
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping, Sequence
 
-MAX_EVENTS: Final = 500
+
 _COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason", "date_time")
 _READY: Final = TypeAdapter(dict[str, str])
