@@ -29,11 +29,11 @@ $(READY): pyproject.toml $(wildcard constraints/*.txt)
 	@echo "== Setting up $(VENV): Airflow $(AIRFLOW) for $$("$(PYTHON)" --version), once =="
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	@if [ "$(INSTALLER)" = uv ] && { [ -x $(VENV)/bin/uv ] || $(PY) -m pip install --quiet uv; }; then \
-		$(VENV)/bin/uv pip install --python $(PY) -c $(CONSTRAINTS) --group dev -e '.[sandbox,storage]'; \
+		$(VENV)/bin/uv pip install --python $(PY) -c $(CONSTRAINTS) --group dev -e '.[relay,sandbox,storage]'; \
 	else \
 		echo "Installing with pip, without uv. This takes a minute"; \
 		$(PY) -m pip install --quiet --upgrade 'pip>=25.1' && \
-		$(PY) -m pip install -c $(CONSTRAINTS) --group dev -e '.[sandbox,storage]'; \
+		$(PY) -m pip install -c $(CONSTRAINTS) --group dev -e '.[relay,sandbox,storage]'; \
 	fi
 	@touch $@
 
@@ -120,7 +120,7 @@ $(VENV)/bin/uv:
 constraints: $(VENV)/bin/uv  ## Update constraints/ after a change of pyproject.toml; other pins stay
 	for file in constraints/constraints-*.txt; do \
 		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); grep -v '^docutils==' $$file > $$file.known; \
-		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --extra storage --group dev --python-version 3.$$minor \
+		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra relay --extra sandbox --extra storage --group dev --python-version 3.$$minor \
 			-c $$file.known --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o $$file; \
 		rm $$file.known; \
 	done

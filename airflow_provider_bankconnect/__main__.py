@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _COMMANDS: Final = {
     "explain": "ask BankConnect now, and say what a sensor would do, and why",
+    "relay": "run a web app that keeps webhooks for an Airflow that the internet cannot reach",
     "sandbox": "run a mock BankConnect on this machine, for development and tests",
     "examples": "list the example DAGs, or print the path of one to copy",
     "constraints": "print the path of the tested versions for your Airflow, for pip install -c",
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Each imports what it needs: Airflow and BankConnect's models take seconds.
     if command == "explain":
         from airflow_provider_bankconnect.explain_command import main as run  # noqa: PLC0415
+    elif command == "relay":
+        from airflow_provider_bankconnect.relay.command import main as run  # noqa: PLC0415
     elif command == "sandbox":
         from airflow_provider_bankconnect.sandbox.__main__ import main as run  # noqa: PLC0415
     elif command == "examples":

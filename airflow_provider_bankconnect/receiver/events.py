@@ -161,7 +161,7 @@ def write_group(conn_id: str, sent: Sequence[Sent]) -> list[Outcome]:
             return [Outcome.NO_LISTENER] * len(sent)
         _lock_asset(session, asset.id)
         restored = runs.restore_schedules(session, asset)
-        known = _known(session, asset, sent) | _relayed(session, asset.id, sent)
+        known: set[Completion | str] = {*_known(session, asset, sent), *_relayed(session, asset.id, sent)}
         _lock_pending_runs(session, {one.event.key for one in sent})
         for one in sent:
             if one.how != "again" and not known.isdisjoint(one.marks):
@@ -199,7 +199,7 @@ def missing(conn_id: str, sent: Sequence[Sent]) -> list[WebhookEvent]:
     return [one.event for one in sent if one.event.completion and one.event.completion not in known]
 
 
-def _known(session: Session, asset: AssetModel, sent: Sequence[Sent]) -> set[Completion | str]:
+def _known(session: Session, asset: AssetModel, sent: Sequence[Sent]) -> set[Completion]:
     """Return the completed statements among these that need not be recorded."""
     recorded = _completions(session, asset.id, [one for one in sent if one.how != "again"])
     caught_up = [one for one in sent if one.how == "record"]
@@ -225,7 +225,7 @@ def _completions(session: Session, asset_id: int, sent: Iterable[Sent]) -> dict[
     return found
 
 
-def _relayed(session: Session, asset_id: int, sent: Iterable[Sent]) -> set[Completion | str]:
+def _relayed(session: Session, asset_id: int, sent: Iterable[Sent]) -> set[str]:
     """Return the relay's numbers that are recorded, of the events that are no completed statements."""
     keys = {one.event.key for one in sent if one.relay_id and not one.event.completion}
     if not keys:

@@ -92,7 +92,7 @@ class Intake(ABC):
         """Return an app with the route of webhooks and these routes."""
         app = Starlette(
             routes=[Route("/webhook/{conn_id:path}/{token}", self.webhook, methods=["POST"]), *routes],
-            exception_handlers={RefusedError: self._refuse, HTTPException: _answer_http_error},
+            exception_handlers={RefusedError: self._refuse, HTTPException: answer_http_error},
         )
         # A redirect would not acknowledge a webhook, and its Location header would hold the token.
         app.router.redirect_slashes = False
@@ -192,7 +192,7 @@ def parse(body: object) -> WebhookEvent:
         raise RefusedError(400, "fields", "; ".join(problems)) from None
 
 
-async def _answer_http_error(_: Request, error: Exception) -> Response:
+async def answer_http_error(_: Request, error: Exception) -> Response:
     """Answer an unknown path or method in JSON, as Airflow does."""
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette calls this handler for no other type
     return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
