@@ -16,7 +16,7 @@ CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
 .PHONY: help install lint types test receiver chaos prove demo standalone docs readme browser matrix bench bench-receiver \
-	bench-small bench-keep-alive bench-page bench-reports bench-catch-up mutants constraints clean
+	bench-small bench-keep-alive bench-page bench-reports bench-catch-up bench-relay mutants constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -53,7 +53,7 @@ test: lint  ## Check style and types, and run all tests but the long ones; FULL=
 	wait $$types || { echo "mypy has found errors: see above, before or between the tests" >&2; exit 1; }
 
 receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow on PostgreSQL (10 min)
-	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/system/test_receiver.py tests/system/test_standalone.py
+	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/receiver/test_relay.py tests/system/test_receiver.py tests/system/test_standalone.py
 
 chaos: $(READY)  ## Run 200 waits in a whole Airflow while its processes are killed one after another (15 min)
 	@$(PY) -W ignore scripts/chaos.py
@@ -64,8 +64,8 @@ prove: $(READY)  ## Run 10,000 random schedules of faults and compare the verdic
 demo: $(READY)  ## Show a gate in a real Airflow, against a local sandbox (1 min)
 	@$(PY) -W ignore scripts/demo.py
 
-standalone: $(READY)  ## Run a whole Airflow with the webhook receiver and simulated customers, until Ctrl-C; PORT=8081 EVERY=5
-	@$(PY) -W ignore scripts/standalone.py $(if $(PORT),--port $(PORT)) $(if $(EVERY),--every $(EVERY))
+standalone: $(READY)  ## Run a whole Airflow with the webhook receiver and simulated customers, until Ctrl-C; PORT=8081 EVERY=5 RELAY=1
+	@$(PY) -W ignore scripts/standalone.py $(if $(PORT),--port $(PORT)) $(if $(EVERY),--every $(EVERY)) $(if $(RELAY),--relay)
 
 docs: $(READY)  ## Build the documentation in docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
@@ -98,6 +98,9 @@ bench-page: $(READY)  ## Measure the page in Airflow's UI on PostgreSQL, beside 
 
 bench-reports: $(READY)  ## Measure how fast reports are written to a folder, beside a loop (6 min); QUICK=1
 	@$(PY) -W ignore benchmarks/reports.py $(if $(QUICK),--quick)
+
+bench-relay: $(READY)  ## Measure how fast the relay takes webhooks, and Airflow gets them from it (10 min); QUICK=1 (4 min)
+	@$(PY) benchmarks/relay.py $(if $(QUICK),--quick)
 
 bench-catch-up: $(READY)  ## Measure how fast 10,000 links are caught up on, beside a loop (6 min); LATENCY=50 QUICK=1 (2 min)
 	@$(PY) -W ignore benchmarks/catch_up.py $(if $(LATENCY),--latency $(LATENCY)) $(if $(QUICK),--quick)
