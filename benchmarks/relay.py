@@ -16,7 +16,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import load
@@ -171,17 +170,20 @@ def write_table(size: Size, readings: Readings) -> str:
             f"median {middle:.2f} s, p90 {percentile(readings.ends, 90):.2f} s ({len(readings.ends)})",
         ),
     )
-    lines = [
+    measured = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} on {machine.describe()}, everything on the one machine: Airflow 3.3.2 "
-        "on Postgres without fsync, one API server process over HTTPS, the relay over HTTPS, the sandbox and the client.",
+        "on Postgres without fsync, one API server process over HTTPS, the relay over HTTPS, the sandbox, the client."
+    )
+    longest = ms(max(answer.seconds for answer in answers))
+    usual = ms(percentile([answer.seconds for answer in answers], 50))
+    lines = [
+        measured,
         "",
         "| what | goal | measured |",
         "|---|---|---|",
         *(f"| {what} | {goal} | {found}{'' if met else ': **not met**'} |" for what, goal, met, found in goals),
         "",
-        f"Longest answer {ms(max(answer.seconds for answer in answers))}; "
-        f"median {ms(percentile([answer.seconds for answer in answers], 50))}; load average of the last minute "
-        f"{os.getloadavg()[0]:.1f}; machine's log {Path(LOG).name}.",
+        f"Median answer {usual}, longest {longest}; load average of the last minute {os.getloadavg()[0]:.1f}.",
     ]
     return "\n".join(lines)
 

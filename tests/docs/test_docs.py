@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import DAG
 from forks import Forks
 
 from airflow_provider_bankconnect.api import ConnectionSettings
+from airflow_provider_bankconnect.relay.command import main as relay
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 from airflow_provider_bankconnect.sandbox.play import read_file
 
@@ -137,6 +138,18 @@ def test_the_sandbox_starts_with_the_shown_options(block):
         process.send_signal(signal.SIGINT)
     assert "link loan-1: a statement" in output
     assert "fault: kind status" in output
+
+
+@blocks(lambda language, block: language == "bash" and "bankconnect relay" in block)
+def test_the_relay_accepts_the_shown_options(block, tmp_path, monkeypatch, capsys):
+    ((python, _, _, _, *options),) = commands(block)
+    assert python == "python"
+    monkeypatch.setenv("AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN", "token-of-the-documentation")
+    monkeypatch.setenv("AIRFLOW__BANKCONNECT__API_SERVER_URL", "https://airflow.example.com")
+    monkeypatch.setenv("BANKCONNECT_RELAY_DATABASE", f"sqlite:///{tmp_path}/queue.db")
+    status = [] if "--status" in options else ["--status"]
+    assert relay([*options, *status]) == 0
+    assert "waiting:   0 of at most 100000" in capsys.readouterr().out
 
 
 @blocks(lambda language, _: language == "toml")

@@ -75,10 +75,6 @@ class Process:
     def output(self):
         return self._log.read_text(encoding="utf-8")
 
-    def run(self, *options):
-        command = [sys.executable, "-m", "airflow_provider_bankconnect", "relay", *options]
-        return subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False, timeout=300)
-
     @contextmanager
     def started(self):
         command = [sys.executable, "-m", "airflow_provider_bankconnect", "relay", "--port", str(self.port)]

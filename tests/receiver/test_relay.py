@@ -26,6 +26,7 @@ from airflow_provider_bankconnect.operators.relay import RelayError
 from airflow_provider_bankconnect.receiver import names
 from airflow_provider_bankconnect.receiver.client import WebhookReceiverError
 from airflow_provider_bankconnect.relay import push
+from airflow_provider_bankconnect.relay.command import main
 from airflow_provider_bankconnect.relay.queue import Queue, Settled, Webhook
 from airflow_provider_bankconnect.relay.settings import Settings
 
@@ -504,7 +505,7 @@ def kill_in_a_burst(relay, folder, times):
     answered = []
     for kill in range(times):
         with relay.started() as process, ThreadPoolExecutor(20) as pool:
-            bodies = [statement(link_id=f"loan-{kill}-{number}") for number in range(200)]
+            bodies = [statement(link_id=f"loan-{kill}-{number}") for number in range(100)]
             posts = [pool.submit(relay.post, body) for body in bodies]
             time.sleep(random.uniform(0.05, 0.6))
             process.kill()
@@ -521,10 +522,7 @@ def kill_in_a_burst(relay, folder, times):
 def test_killed_relay_has_kept_all_that_it_answered_200_and_logs_no_key(tmp_path):
     relay = Process(tmp_path)
     kill_in_a_burst(relay, tmp_path, 2)
-    status = relay.run("--status")
-    assert (status.returncode, status.stderr) == (0, "")
-    assert re.match(r"waiting:   \d+ of at most 100000", status.stdout)
-    output = relay.output + status.stdout
+    output = relay.output
     for word in (TOKEN, names.internal_token(TOKEN), "loan-"):
         assert word not in output
     assert "Queued" in output
@@ -535,13 +533,42 @@ def test_relay_that_is_killed_ten_times_has_kept_all_that_it_answered_200(tmp_pa
     kill_in_a_burst(Process(tmp_path), tmp_path, 10)
 
 
-def test_command_says_what_is_wrong(tmp_path):
-    relay = Process(tmp_path, BANKCONNECT_RELAY_DATABASE=f"sqlite:///{tmp_path}/no/PRIVATE.db")
-    done = relay.run("--status")
-    assert done.returncode == 1
-    assert "BANKCONNECT_RELAY_DATABASE cannot be opened" in done.stderr
-    assert "PRIVATE" not in done.stderr
-    done = Process(tmp_path, BANKCONNECT_RELAY_TO="PRIVATE").run()
-    assert done.returncode == 2
-    assert "BANKCONNECT_RELAY_TO must be one of" in done.stderr
-    assert "PRIVATE" not in done.stderr
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, with a queue in a file; return its exit code and what it printed."""
+
+    def run(*options, **environment):
+        usual = {"BANKCONNECT_RELAY_TO": "operator", "BANKCONNECT_RELAY_DATABASE": f"sqlite:///{tmp_path / 'queue.db'}"}
+        for name, value in (usual | environment | {"AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN": TOKEN}).items():
+            monkeypatch.setenv(name, value)
+        try:
+            code = main(options)
+        except SystemExit as end:
+            code = end.code
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def test_command_says_what_is_in_the_queue_and_puts_back_what_was_set_aside(command, queue):
+    queue.keep(kept({"statement_id": "1"}, {"statement_id": "2"}))
+    claim, (one,) = queue.take(10, 60)
+    queue.settle(claim, [Settled(one.number, "refused", why="HTTP 400: progress")])
+    code, printed = command("--status")
+    assert code == 0
+    assert re.fullmatch(
+        r"waiting:   1 of at most 100000, the oldest for \d+ s\n +1 of 'bankconnect_default'\n"
+        r"set aside: 1\n +1: HTTP 400: progress\n",
+        printed,
+    )
+    code, printed = command("--requeue")
+    assert (code, printed.splitlines()[0]) == (0, "1 webhooks are put back")
+    assert queue.status().waiting == 2
+
+
+def test_command_says_what_is_wrong_without_a_secret(command, tmp_path):
+    code, printed = command(BANKCONNECT_RELAY_DATABASE=f"sqlite:///{tmp_path}/no/PRIVATE.db")
+    assert (code, "BANKCONNECT_RELAY_DATABASE cannot be opened" in printed) == (1, True)
+    code, more = command(BANKCONNECT_RELAY_TO="PRIVATE")
+    assert (code, "BANKCONNECT_RELAY_TO must be one of" in more) == (2, True)
+    assert "PRIVATE" not in printed + more
