@@ -38,7 +38,9 @@ _PATIENCE: Final = 1.0
 # The other links are not asked for before the first answer, or this many seconds.
 _FIRST_SECONDS: Final = 5.0
 # So many links in a row without an answer mean that BankConnect is down.
-_MOST_UNANSWERED: Final = 100
+_MOST_UNANSWERED: Final = 50
+# Errors that hold for all links if they come before any answer.
+_OF_ALL: Final = (api.BankConnectCertificateError, api.BankConnectHostError)
 # Failed links that the log and the error name.
 _MOST_NAMED: Final = 5
 
@@ -62,7 +64,6 @@ class CatchingUp:
         # Links whose answer was taken, or whose id is invalid; of these, those that BankConnect does not know.
         self._done = self._unknown = 0
         self._unanswered = 0
-        self._answered = False
         self._is_stopping = False
         self._began = self._logged = time.monotonic()
 
@@ -100,13 +101,12 @@ class CatchingUp:
 
     def _is_first(self) -> bool:
         """Return whether to wait for the first answer, so that wrong keys are sent once, and not many times at once."""
-        return self._histories.open == 1 and not self._answered and time.monotonic() - self._began < _FIRST_SECONDS
+        return self._histories.open == 1 and not self._done and time.monotonic() - self._began < _FIRST_SECONDS
 
     def _readable_ids(self) -> Iterator[str | BadId]:
         """Return the ids up to one that cannot be read: what was asked for by then is handled first."""
         ids = iter(self._ids)
         while True:
-            self._check_going_on()
             try:
                 one = next(ids)
             except StopIteration:
@@ -114,6 +114,7 @@ class CatchingUp:
             except Exception as error:  # noqa: BLE001 - an iterator may raise anything
                 self._unreadable = error
                 return
+            self._check_going_on()
             yield one
 
     def _check_readable(self) -> None:
@@ -139,16 +140,16 @@ class CatchingUp:
         return history is not None
 
     def _handle(self, history: History) -> None:
-        self._done += 1
-        self._answered = True
         link_id, error = history.link_id, history.error
+        is_of_all = isinstance(error, api.BankConnectAuthError) or (isinstance(error, _OF_ALL) and not self._done)
+        self._done += 1
         self._unanswered = self._unanswered + 1 if isinstance(error, api.BankConnectTransientError) else 0
         if error is None:
             for row in completed(link_id, history.payloads, self._since):
                 self._recorder.add(link_id, row)
         elif isinstance(error, api.BankConnectNotFoundError):
             self._unknown += 1
-        elif isinstance(error, api.BankConnectError) and not isinstance(error, api.BankConnectAuthError):
+        elif isinstance(error, api.BankConnectError) and not is_of_all:
             self._failed.add(repr(link_id), error)
         else:
             raise error

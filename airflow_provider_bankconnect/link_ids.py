@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_bankconnect.arguments import check_id
 from airflow_provider_bankconnect.storage import filesystem
-
-if TYPE_CHECKING:
-    from typing import Self
 
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://.", re.IGNORECASE)
 _PIECE_BYTES: Final = 64 * 1024
@@ -38,8 +35,8 @@ class BadId(NamedTuple):
 class IdsOfIterator:
     """An iterator in an argument of an operator. It can be read once.
 
-    Airflow copies operators, and serializes their arguments at each parsing of the DAG. An iterator cannot be copied,
-    and has a memory address in its text, which would make each parsing another version of the DAG.
+    Airflow serializes arguments as text at each parsing of the DAG. The text of an iterator has a memory address, which
+    would make each parsing another version of the DAG.
     """
 
     def __init__(self, ids: Iterator[Any]) -> None:
@@ -49,9 +46,6 @@ class IdsOfIterator:
 
     def __repr__(self) -> str:
         return f"<ids of {self._name}>"
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
 
     def __length_hint__(self) -> int:
         return length_hint(self._ids)
@@ -115,7 +109,7 @@ class LinkIds:
 
 
 def keep_iterator(link_ids: Any) -> Any:  # noqa: ANN401 - an argument of any type
-    """Return the argument ``link_ids`` in a form that Airflow can copy and serialize."""
+    """Return the argument ``link_ids`` in a form that Airflow can serialize."""
     return IdsOfIterator(link_ids) if isinstance(link_ids, Iterator) else link_ids
 
 

@@ -49,8 +49,10 @@ class BankConnectCatchUpOperator(BaseOperator):
     :raises ValueError: an argument is invalid, or the webhook receiver is off.
     :raises WebhookReceiverError: the webhook receiver failed; what was recorded before stays recorded.
     :raises BankConnectAuthError: BankConnect refuses the keys; what was answered before is recorded.
+    :raises BankConnectCertificateError: the certificate does not verify at the first request.
+    :raises BankConnectHostError: the host cannot be resolved at the first request.
     :raises BankConnectError: the history of some links could not be read, or an id of an iterator or a file is invalid;
-        all others were handled. Or BankConnect has answered none of 100 links in a row.
+        all others were handled. Or BankConnect has answered none of 50 links in a row.
     """
 
     _catching_up: CatchingUp | None = None

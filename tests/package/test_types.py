@@ -16,7 +16,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pendulum
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, ObjectStoragePath, task
 
 from airflow_provider_bankconnect.api import WebhookMode
 from airflow_provider_bankconnect.operators.bankconnect import (
@@ -64,6 +64,9 @@ with DAG("underwriting", schedule=None, start_date=pendulum.datetime(2026, 1, 1,
         task_id="register", webhook_url=None, webhook_mode=WebhookMode.NET_BANKING_AND_MANUAL
     )
     BankConnectCatchUpOperator(task_id="catch_up", link_ids=["loan-1", 2])
+    BankConnectCatchUpOperator(task_id="iterator", link_ids=(number for number in range(9)))
+    BankConnectCatchUpOperator(task_id="file", link_ids=ObjectStoragePath("s3://aws_default@bucket/links.txt"))
+    BankConnectCatchUpOperator(task_id="of_a_task", link_ids=statement.output)
 """
 TYPOS = {
     "on_failed": 'BankConnectWebhookPayloadSensor(task_id="t", link_id="x", on_failed="fails")',
@@ -74,6 +77,7 @@ TYPOS = {
     "a list": 'BankConnectWebhookPayloadSensor(task_id="t", link_id=["x", "y"])',
     "half a statement": 'BankConnectProgressSensor(task_id="t", entity_id="x", expected_statements=1.5)',
     "minutes": 'BankConnectWebhookPayloadSensor(task_id="t", link_id="x", failure_grace=30)',
+    "one link": 'BankConnectCatchUpOperator(task_id="t", link_ids=4711)',
     "mode": 'BankConnectUpdateWebhookOperator(task_id="t", webhook_url=None, webhook_mode=2)',
 }
 ROOT = Path(__file__).resolve().parents[2]
