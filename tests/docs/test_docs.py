@@ -135,7 +135,7 @@ def test_what_people_copy_is_found_as_shown(block, capsys):
 
 
 def test_the_page_on_examples_lists_each_of_them():
-    page = (DOCS / "examples.rst").read_text(encoding="utf-8")
+    page = (DOCS / "example-dags.rst").read_text(encoding="utf-8")
     assert set(re.findall(r"\* - ``(\w+\.py)``", page)) == {path.name for path in (ROOT / "dags").glob("*.py")}
 
 

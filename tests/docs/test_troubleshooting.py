@@ -88,13 +88,13 @@ def stands_for(row: Row, text: str, message) -> bool:
 
 
 def test_each_message_that_people_can_meet_has_a_row():
-    missing = [
-        f"{message.place}: {message.text}"
+    missing = {
+        message.place: message.text
         for message in CODE.messages
         if message.is_readable and message.text not in CAUGHT
         if not any(stands_for(row, text, message) for row, text in OURS)
-    ]
-    assert not missing, "\n".join(missing) + ADVICE
+    }
+    assert not missing, "\n".join(f"{place}: {text}" for place, text in missing.items()) + ADVICE
 
 
 def test_each_row_is_of_a_message_in_the_code():
