@@ -141,6 +141,8 @@ class Code:
                 # A conversion such as !r shows a value, and a single word is one: neither is text of ours.
                 is_text = part.conversion == -1 and part.format_spec is None
                 texts = self.ways(part.value, scope, line, depth) if is_text else [HOLE]
+                # Where a part may be left out, the message is that with it.
+                texts = [text for text in texts if text] or [""]
                 ways.append(list(dict.fromkeys(text if " " in text.strip() else HOLE for text in texts)))
             else:
                 ways.append(self.ways(part, scope, line, depth))
