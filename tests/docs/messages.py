@@ -52,7 +52,7 @@ class Code:
             str(path.relative_to(package)): ast.parse(path.read_text(encoding="utf-8"))
             for path in sorted(package.rglob("*.py"))
         }
-        # By name; a private one is that of its module, and the keys of the others have no module.
+        # By module and name. The module is "" for what other modules may mean by the name.
         self.functions: dict[tuple[str, str], list[Scope]] = defaultdict(list)
         self.constants: dict[tuple[str, str], list[tuple[ast.expr, Scope]]] = defaultdict(list)
         self.calls: dict[tuple[str, str], list[tuple[ast.Call, Scope]]] = defaultdict(list)
@@ -64,15 +64,17 @@ class Code:
                     self.constants[_key(target, scope)].append((value, scope))
             self._walk(tree, scope)
 
-    def _walk(self, node: ast.AST, scope: Scope) -> None:
+    def _walk(self, node: ast.AST, scope: Scope, *, in_class: bool = False) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             scope = Scope(scope.module, node)
-            self.functions[_key(node.name, scope)].append(scope)
+            # Classes of other modules may have a method of the same name.
+            key = (scope.module, node.name) if in_class else _key(node.name, scope)
+            self.functions[key].append(scope)
         for child in ast.iter_child_nodes(node):
             self.nodes.append((child, scope))
             if isinstance(child, ast.Call):
                 self.calls[_key(_name(child.func), scope)].append((child, scope))
-            self._walk(child, scope)
+            self._walk(child, scope, in_class=isinstance(node, ast.ClassDef))
 
     @cached_property
     def messages(self) -> list[Message]:
@@ -90,11 +92,11 @@ class Code:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             name = _name(node.exc.func)
             # Where a function of the package makes the error, its text is found there.
-            if node.exc.args and not _ERROR.match(name) and _key(name, scope) not in self.functions:
+            if node.exc.args and not _ERROR.match(name) and not self._find(node.exc.func, scope):
                 yield name or "error", node.exc.args[-1]
         if isinstance(node, ast.Call) and (node.args or node.keywords):
             name = _name(node.func)
-            if _ERROR.match(name) and node.args and _key(name, scope) not in self.functions:
+            if _ERROR.match(name) and node.args and not self._find(node.func, scope):
                 yield name, node.args[-1]
             elif name in _CALLS:
                 given = [word.value for word in node.keywords if word.arg == "problem"]
@@ -123,8 +125,8 @@ class Code:
                 found = self._joined([left, right], scope, line, depth)
             case ast.Call(func=ast.Attribute(value=value, attr="format")):
                 found = [re.sub(r"\{[^}]*\}", HOLE, text) for text in self.ways(value, scope, line, depth)]
-            case ast.Call(func=called) if (key := _key(_name(called), scope)) in self.functions:
-                found = self._returned(key, depth)
+            case ast.Call(func=called) if functions := self._find(called, scope):
+                found = [text for one in functions for text in self._returned(one, depth)]
             case ast.Name(id=name):
                 found = self._named(name, scope, line, depth)
         return found
@@ -139,6 +141,8 @@ class Code:
                 # A conversion such as !r shows a value, and a single word is one: neither is text of ours.
                 is_text = part.conversion == -1 and part.format_spec is None
                 texts = self.ways(part.value, scope, line, depth) if is_text else [HOLE]
+                # Where a part may be left out, the message is that with it.
+                texts = [text for text in texts if text] or [""]
                 ways.append(list(dict.fromkeys(text if " " in text.strip() else HOLE for text in texts)))
             else:
                 ways.append(self.ways(part, scope, line, depth))
@@ -163,13 +167,13 @@ class Code:
             texts += self._any(given, outer, call.lineno, depth)
         return texts
 
-    def _returned(self, key: tuple[str, str], depth: int) -> list[str]:
-        return [
-            text
-            for scope in self.functions[key]
-            for value in scope.returned
-            for text in self.ways(value, scope, value.lineno, depth)
-        ]
+    def _find(self, called: ast.expr, scope: Scope) -> list[Scope]:
+        """Return the functions of the package that a call may mean."""
+        name = _name(called)
+        return self.functions.get((scope.module, name)) or self.functions.get(("", name), [])
+
+    def _returned(self, function: Scope, depth: int) -> list[str]:
+        return [text for value in function.returned for text in self.ways(value, function, value.lineno, depth)]
 
     @cached_property
     def strings(self) -> str:

@@ -18,6 +18,7 @@ import templates
 from airflow.providers.common.compat.sdk import DAG
 from forks import Forks
 
+from airflow_provider_bankconnect.__main__ import main
 from airflow_provider_bankconnect.api import ConnectionSettings
 from airflow_provider_bankconnect.relay.command import main as relay
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
@@ -126,6 +127,19 @@ def test_explain_accepts_the_arguments_of_the_pages(block, forks, connection):
         assert python == "python"
         done = forks.run(*arguments, more=connection)
         assert len(re.findall("^(?:PASSED|STILL WAITING): ", done.stdout, flags=re.MULTILINE)) == 1
+
+
+@blocks(lambda language, block: language == "bash" and re.search("bankconnect (examples|constraints)", block))
+def test_what_people_copy_is_found_as_shown(block, capsys):
+    for _, *arguments in commands(block):
+        assert main(arguments[2:]) == 0
+        said = capsys.readouterr().out
+        assert Path(said.strip()).is_file() or said.startswith("The example DAGs in ")
+
+
+def test_the_page_on_examples_lists_each_of_them():
+    page = (DOCS / "example-dags.rst").read_text(encoding="utf-8")
+    assert set(re.findall(r"\* - ``(\w+\.py)``", page)) == {path.name for path in (ROOT / "dags").glob("*.py")}
 
 
 @blocks(lambda language, block: language == "bash" and "bankconnect.sandbox" in block)
