@@ -16,7 +16,8 @@ CONSTRAINTS = constraints/constraints-$(AIRFLOW)-$(TAG).txt
 READY := $(VENV)/.ready
 
 .PHONY: help install lint types test long receiver chaos fleet prove demo standalone docs readme browser matrix bench \
-	bench-receiver bench-small bench-keep-alive bench-page bench-reports bench-catch-up mutants constraints clean
+	bench-receiver bench-small bench-keep-alive bench-page bench-reports bench-catch-up bench-relay mutants \
+	constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 23
@@ -29,11 +30,11 @@ $(READY): pyproject.toml $(wildcard constraints/*.txt)
 	@echo "== Setting up $(VENV): Airflow $(AIRFLOW) for $$("$(PYTHON)" --version), once =="
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	@if [ "$(INSTALLER)" = uv ] && { [ -x $(VENV)/bin/uv ] || $(PY) -m pip install --quiet uv; }; then \
-		$(VENV)/bin/uv pip install --python $(PY) -c $(CONSTRAINTS) --group dev -e '.[sandbox,storage]'; \
+		$(VENV)/bin/uv pip install --python $(PY) -c $(CONSTRAINTS) --group dev -e '.[relay,sandbox,storage]'; \
 	else \
 		echo "Installing with pip, without uv. This takes a minute"; \
 		$(PY) -m pip install --quiet --upgrade 'pip>=25.1' && \
-		$(PY) -m pip install -c $(CONSTRAINTS) --group dev -e '.[sandbox,storage]'; \
+		$(PY) -m pip install -c $(CONSTRAINTS) --group dev -e '.[relay,sandbox,storage]'; \
 	fi
 	@touch $@
 
@@ -53,10 +54,10 @@ test: lint  ## Check style and types, and run all tests but the long ones; FULL=
 	wait $$types || { echo "mypy has found errors: see above, before or between the tests" >&2; exit 1; }
 
 long: $(READY)  ## Run the tests that make test leaves out because they take long (3 min)
-	$(PY) -m pytest -n 2 --dist loadfile -m long --deselect tests/system/test_receiver.py --deselect tests/system/test_standalone.py
+	$(PY) -m pytest -n 2 --dist loadfile -m long --deselect tests/receiver/test_relay.py --deselect tests/system/test_receiver.py --deselect tests/system/test_standalone.py
 
 receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow on PostgreSQL (10 min)
-	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/system/test_receiver.py tests/system/test_standalone.py
+	BANKCONNECT_RECEIVER=full $(PY) -m pytest -m "" tests/receiver/test_relay.py tests/system/test_receiver.py tests/system/test_standalone.py
 
 chaos: $(READY)  ## Run 200 waits in a whole Airflow while its processes are killed one after another (15 min)
 	@$(PY) -W ignore scripts/chaos.py
@@ -72,8 +73,8 @@ prove: $(READY)  ## Run 10,000 random schedules of faults and compare the verdic
 demo: $(READY)  ## Show a gate in a real Airflow, against a local sandbox (1 min)
 	@$(PY) -W ignore scripts/demo.py
 
-standalone: $(READY)  ## Run a whole Airflow with the webhook receiver and simulated customers, until Ctrl-C; PORT=8081 EVERY=5
-	@$(PY) -W ignore scripts/standalone.py $(if $(PORT),--port $(PORT)) $(if $(EVERY),--every $(EVERY))
+standalone: $(READY)  ## Run a whole Airflow with the webhook receiver and simulated customers, until Ctrl-C; PORT=8081 EVERY=5 RELAY=1
+	@$(PY) -W ignore scripts/standalone.py $(if $(PORT),--port $(PORT)) $(if $(EVERY),--every $(EVERY)) $(if $(RELAY),--relay)
 
 docs: $(READY)  ## Build the documentation in docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
@@ -107,6 +108,9 @@ bench-page: $(READY)  ## Measure the page in Airflow's UI on PostgreSQL, beside 
 bench-reports: $(READY)  ## Measure how fast reports are written to a folder, beside a loop (6 min); QUICK=1
 	@$(PY) -W ignore benchmarks/reports.py $(if $(QUICK),--quick)
 
+bench-relay: $(READY)  ## Measure how fast the relay takes webhooks, and Airflow gets them from it (10 min); QUICK=1 (4 min)
+	@$(PY) benchmarks/relay.py $(if $(QUICK),--quick)
+
 bench-catch-up: $(READY)  ## Measure how fast 10,000 links are caught up on, beside a loop (6 min); LATENCY=50 QUICK=1 (2 min)
 	@$(PY) -W ignore benchmarks/catch_up.py $(if $(LATENCY),--latency $(LATENCY)) $(if $(QUICK),--quick)
 
@@ -128,7 +132,7 @@ $(VENV)/bin/uv:
 constraints: $(VENV)/bin/uv  ## Update constraints/ after a change of pyproject.toml; other pins stay
 	for file in constraints/constraints-*.txt; do \
 		minor=$$(sed -E 's/.*-py3([0-9]+).txt/\1/' <<< $$file); grep -v '^docutils==' $$file > $$file.known; \
-		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra sandbox --extra storage --group dev \
+		$(VENV)/bin/uv pip compile pyproject.toml --quiet --extra relay --extra sandbox --extra storage --group dev \
 			--group fleet --group kubernetes --python-version 3.$$minor \
 			-c $$file.known --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o $$file; \
 		rm $$file.known; \

@@ -46,7 +46,7 @@ def install() -> None:
     if done.exists() and done.stat().st_mtime > max(constraints.stat().st_mtime, HERE.stat().st_mtime):
         return
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    what = ["-c", str(constraints), *_PEERS, "-e", f"{ROOT}[sandbox]"]
+    what = ["-c", str(constraints), *_PEERS, "-e", f"{ROOT}[relay,sandbox]"]
     if uv:
         run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(VENV)])
         run([uv, "pip", "install", "--quiet", "--python", str(PYTHON), *what])

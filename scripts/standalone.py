@@ -12,12 +12,14 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import processes
 import requests
 import tenacity
 from live import PATIENCE, USER, Live, LiveError, free_port, temporary_folder
@@ -58,6 +60,7 @@ def main() -> int:
     )
     parser.add_argument("--port", type=int, help="port of Airflow's UI (default: 8080, or any free one)")
     parser.add_argument("--every", type=float, default=20.0, metavar="SECONDS", help="time between two customers (20)")
+    parser.add_argument("--relay", action="store_true", help="webhooks go to a relay, which hands them on to Airflow")
     parser.add_argument("--home", type=Path, default=HOME, help="a new or empty folder (default: .standalone, emptied)")
     options = parser.parse_args()
     for number in SIGNALS:
@@ -74,10 +77,16 @@ def main() -> int:
                 "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
             }
             how: dict[str, Any] = {"certificate": box.issue_certificate(folder), "trust": box.ca_file, "port": port}
+            relay = Relay(home, how["certificate"]) if options.relay else None
+            if relay:
+                # The address that the DAG registers.
+                settings["AIRFLOW__BANKCONNECT__PUBLIC_URL"] = relay.url
             with Live(home, ROOT / "dags", settings=settings, **how) as live:
                 try:
-                    Standalone(box, live, options.every).run()
+                    Standalone(box, live, options.every, relay).run()
                 finally:
+                    if relay:
+                        relay.stop()
                     ignore_signals()
                     say("", "Ending ...")
     except Stopped:
@@ -88,11 +97,55 @@ def main() -> int:
         return 1
 
 
-class Standalone:
-    """The sandbox in this process, Airflow in others, and the messages about both."""
+class Relay:
+    """The relay in a process of its own, with its queue in ``home``."""
 
-    def __init__(self, box: Sandbox, live: Live, every: float) -> None:
+    def __init__(self, home: Path, certificate: tuple[Path, Path]) -> None:
+        self.home, self.certificate, self.port = home, certificate, free_port()
+        self.url = f"https://localhost:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.read = 0
+
+    def start(self, live: Live) -> None:
+        certificate, key = map(str, self.certificate)
+        command = [live.python, "-m", "airflow_provider_bankconnect", "relay", "--port", str(self.port)]
+        # It needs the token, the API server's address and its certificate, as Airflow has them.
+        environment = live.environment | {
+            "AIRFLOW__BANKCONNECT__API_SERVER_URL": live.url,
+            "BANKCONNECT_RELAY_DATABASE": f"sqlite:///{self.home / 'relay.db'}",
+        }
+        with (self.home / "relay.log").open("ab") as log:
+            self.process = processes.start(
+                [*command, "--host", "localhost", "--certificate", certificate, "--key", key],
+                env=environment,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def stop(self) -> None:
+        if self.process:
+            processes.stop(self.process)
+
+    def report(self) -> None:
+        """Report what the relay has done."""
+        if self.process and self.process.poll() is not None:
+            raise LiveError(f"The relay has ended; see {self.home / 'relay.log'}")
+        lines = (self.home / "relay.log").read_text(encoding="utf-8").splitlines()
+        for line in lines[self.read :]:
+            words = line.split(maxsplit=3)[3:]
+            if words and words[0].startswith(("Queued", "Handed on", "Webhooks")):
+                say("Relay", words[0])
+        self.read = len(lines)
+
+
+class Standalone:
+    """The sandbox in this process, Airflow and the relay in others, and the messages about all."""
+
+    def __init__(self, box: Sandbox, live: Live, every: float, relay: Relay | None) -> None:
         self.box = box
+        self.relay = relay
         self.live = live
         self.every = every
         self.customers = 0
@@ -115,10 +168,15 @@ class Standalone:
         self.live.wait_until_up()
         self.ask("POST", "variables", json={"key": EXPECTED, "value": '["loan-001"]'})
         self.live.wait_until_known(REGISTER, ON_WEBHOOK, CATCH_UP, REPORTS)
+        if self.relay:
+            say("Relay", f"starts at {self.relay.url}, and hands on to {self.live.url}")
+            self.relay.start(self.live)
+            self.live.wait_until("the relay is up", self.relay_is_up)
         self.start_run(REGISTER, {"allow_private_host": True})
         registered = f"{REGISTER} has registered the webhook receiver"
         self.live.wait_until(registered, lambda: self.box.webhook_url)
-        say("BankConnect", f"sends webhooks to {self.live.url}/bankconnect/webhook/bankconnect_default/***")
+        where = self.relay.url if self.relay else self.live.url
+        say("BankConnect", f"sends webhooks to {where}/bankconnect/webhook/bankconnect_default/***")
         asset = self.ask("GET", "assets")["assets"][0]["id"]
         print(
             f"\n  Page      {self.live.url}/bankconnect-ui/ (in Airflow: Browse -> BankConnect)"
@@ -192,11 +250,18 @@ class Standalone:
             times = {"after": after, "begins": max(0.0, after - 0.2 * self.every)}
             self.box.play(Statement(**{**ids, "statement_id": f"statement-{name}-{number}", **given, **times}))
 
+    def relay_is_up(self) -> bool:
+        with suppress(requests.RequestException):
+            return bool(self.relay and requests.get(f"{self.relay.url}/health", verify=self.box.ca_file, timeout=5).ok)
+        return False
+
     def start_run(self, dag_id: str, conf: dict[str, Any]) -> None:
         self.ask("POST", f"dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})
 
     def watch(self) -> None:
         """Report new runs and the states of their tasks."""
+        if self.relay:
+            self.relay.report()
         runs = self.ask("GET", "dags/~/dagRuns?order_by=-id&limit=50")["dag_runs"]
         names = {run["dag_run_id"]: run["partition_key"] or run["dag_id"] for run in runs}
         for run in reversed(runs):

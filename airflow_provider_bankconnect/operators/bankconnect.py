@@ -10,6 +10,7 @@ from airflow_provider_bankconnect.api import WebhookMode, check_webhook_url
 from airflow_provider_bankconnect.arguments import check_conn_id, is_literal, parse_bool
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.operators.catch_up import BankConnectCatchUpOperator
+from airflow_provider_bankconnect.operators.relay import BankConnectRelayOperator
 from airflow_provider_bankconnect.operators.storage import BankConnectReportToStorageOperator
 from airflow_provider_bankconnect.receiver.address import is_on, require_airflow, webhook_url
 from airflow_provider_bankconnect.receiver.client import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BankConnectCatchUpOperator",
+    "BankConnectRelayOperator",
     "BankConnectReportToStorageOperator",
     "BankConnectUpdateWebhookOperator",
 ]

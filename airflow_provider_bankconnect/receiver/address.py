@@ -6,33 +6,62 @@ Nothing here does I/O. DAGs, operators, sensors and triggers know the receiver o
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
-import re
 import ssl
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING
 
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowOptionalProviderFeatureException, conf, mask_secret
 
-from airflow_provider_bankconnect.arguments import check_id
+from airflow_provider_bankconnect.receiver.names import (
+    ASSET_PREFIX,
+    CHALLENGE,
+    MAX_KEY_LENGTH,
+    NEW_TOKEN,
+    PREFIX,
+    READY,
+    SECTION,
+    advice_on,
+    asset_uri,
+    check_token,
+    check_webhook_tokens,
+    conn_id_of,
+    customer_digest,
+    customer_of_key,
+    encode,
+    internal_token,
+    is_address,
+    partition_key,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Asset
 
-SECTION: Final = "bankconnect"
-PREFIX: Final = "/bankconnect"
-ASSET_PREFIX: Final = "bankconnect://webhook/"
-# The response to a check of the address.
-READY: Final = {"status": "ready"}
-# What the webhook receiver answers to a wrong internal token, so that it differs from a server without the receiver.
-CHALLENGE: Final = 'Bearer realm="bankconnect"'
-# Airflow's limit for a partition key.
-MAX_KEY_LENGTH: Final = 250
-_TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{16,}")
-_HASHED: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_NEW_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105 - a command, no secret
+__all__ = [
+    "ASSET_PREFIX",
+    "CHALLENGE",
+    "MAX_KEY_LENGTH",
+    "PREFIX",
+    "READY",
+    "SECTION",
+    "advice_on",
+    "api_server_context",
+    "api_server_url",
+    "asset_uri",
+    "check_token",
+    "check_url",
+    "conn_id_of",
+    "customer_digest",
+    "customer_of_key",
+    "internal_token",
+    "is_on",
+    "is_supported",
+    "partition_key",
+    "public_context",
+    "require_airflow",
+    "tokens",
+    "webhook_asset",
+    "webhook_url",
+]
 
 
 def is_supported() -> bool:
@@ -58,19 +87,12 @@ def tokens() -> tuple[str, ...]:
 
     :raises ValueError: a token is too weak or has characters that a URL cannot hold; names the setting, not its value.
     """
-    found: list[str] = []
-    for name in ("webhook_token", "webhook_token_previous"):
-        token = (conf.get(SECTION, name, fallback=None) or "").strip()
-        if not token:
-            continue
-        if not _TOKEN.fullmatch(token):
-            rule = "must have at least 16 characters, of letters, digits and . _ ~ - only"
-            raise ValueError(f"[{SECTION}] {name} {rule}. Make one with: {_NEW_TOKEN}")
-        if name == "webhook_token_previous" and not found:
-            raise ValueError(f"[{SECTION}] {name} is set, but webhook_token is not: set both or neither")
+    found = check_webhook_tokens(
+        *(conf.get(SECTION, name, fallback=None) for name in ("webhook_token", "webhook_token_previous"))
+    )
+    for token in found:
         mask_secret(token)
-        found.append(token)
-    return tuple(found)
+    return found
 
 
 def is_on() -> bool:
@@ -97,9 +119,9 @@ def check_url(conn_id: str) -> str:
 
 def _public_url(conn_id: str) -> str:
     require_airflow()
-    name = _encode(conn_id)
+    name = encode(conn_id)
     if not tokens():
-        advice = f"set [{SECTION}] webhook_token on every component of Airflow. Make one with: {_NEW_TOKEN}"
+        advice = f"set [{SECTION}] webhook_token on every component of Airflow. Make one with: {NEW_TOKEN}"
         raise ValueError(f"The webhook receiver is off: {advice}")
     base = conf.get(SECTION, "public_url", fallback=None) or conf.get("api", "base_url", fallback=None) or ""
     if not base.startswith("https://"):
@@ -121,51 +143,6 @@ def webhook_asset(conn_id: str = "bankconnect_default") -> Asset:
     return Asset(asset_uri(conn_id))
 
 
-def asset_uri(conn_id: str) -> str:
-    """Return the URI of a connection's asset."""
-    return ASSET_PREFIX + _encode(conn_id)
-
-
-def conn_id_of(uri: str) -> str:
-    """Return the connection id of an asset's URI."""
-    return unquote(uri.removeprefix(ASSET_PREFIX))
-
-
-def partition_key(link_id: str | None, entity_id: str | None) -> str:
-    """Return the partition key of a customer: of the link, or of the entity if there is no link.
-
-    A key that is too long or not printable is hashed, since Airflow logs keys as they are. Read ids from the event.
-    """
-    kind, name = ("link", link_id) if (link_id or "").strip() else ("entity", entity_id)
-    key = f"{kind}:{name}"
-    if len(key) <= MAX_KEY_LENGTH and key.isprintable():
-        return key
-    return f"{kind}:sha256:{hashlib.sha256(key.encode()).hexdigest()}"
-
-
-def customer_of_key(key: str) -> dict[str, str]:
-    """Return the customer of a partition key as ``link_id`` or ``entity_id``; empty for a hash, or for another key."""
-    kind, _, name = key.partition(":")
-    is_hash = _HASHED.fullmatch(name) is not None
-    return {f"{kind}_id": name} if kind in {"link", "entity"} and name.strip() and not is_hash else {}
-
-
-def internal_token(token: str) -> str:
-    """Derive the token that Airflow's components send, so that the webhook token itself stays out of their requests."""
-    return hmac.new(token.encode(), b"bankconnect: internal token", hashlib.sha256).hexdigest()
-
-
-def check_token(token: str, conn_id: str) -> str:
-    """Derive what stands for the webhook token when the address is checked. It is good for nothing else."""
-    checked = f"bankconnect: address check\0{conn_id}".encode("utf-8", "surrogatepass")
-    return hmac.new(token.encode(), checked, hashlib.sha256).hexdigest()
-
-
-def customer_digest(token: str, conn_id: str, key: str) -> str:
-    """Return the keyed hash that stands for a customer in the event feed."""
-    return hmac.new(token.encode(), f"{conn_id}\0{key}".encode(), hashlib.sha256).hexdigest()[:24]
-
-
 def api_server_url() -> str:
     """Return the address under which Airflow's components reach an API server with the plugins.
 
@@ -174,7 +151,7 @@ def api_server_url() -> str:
     :raises ValueError: a setting is invalid; names it, not its value.
     """
     if given := (conf.get(SECTION, "api_server_url", fallback=None) or "").strip():
-        if not _is_address(given):
+        if not is_address(given):
             rule = "must be an http:// or https:// address, without user info, query and fragment"
             raise ValueError(f"[{SECTION}] api_server_url {rule}")
         return given.rstrip("/")
@@ -183,35 +160,10 @@ def api_server_url() -> str:
     base = f"http://localhost:8080{base}" if base.startswith("/") else base
     found = conf.get("core", "execution_api_server_url", fallback=None) or base
     found = found.rstrip("/").removesuffix("/execution")
-    if not _is_address(found):
+    if not is_address(found):
         why = "[core] execution_api_server_url (or [api] base_url) is no plain http:// or https:// address"
         raise ValueError(f"{why}: set [{SECTION}] api_server_url to that of the API server")
     return found
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    is_plain = url.isprintable() and not any(character in url for character in " \\@?#")
-    return parts.scheme in {"http", "https"} and has_host and is_plain
-
-
-def advice_on(status: int, challenge: str | None) -> str:
-    """Return what to do if the webhook receiver does not answer a request of Airflow's components as it should.
-
-    :param challenge: the answer's header ``WWW-Authenticate``.
-    """
-    if status == 401 and challenge == CHALLENGE:  # noqa: PLR2004
-        return f"check that [{SECTION}] webhook_token is the same on the API server"
-    if status >= 500 or status in {400, 408, 413}:  # noqa: PLR2004
-        return "see the API server's log"
-    return (
-        f"this is not the webhook receiver. Set [{SECTION}] api_server_url to that of an API server which serves "
-        "plugins (airflow api-server --apps core, or all of its apps) and has airflow-provider-bankconnect"
-    )
 
 
 def api_server_context() -> ssl.SSLContext:
@@ -229,10 +181,3 @@ def public_context() -> ssl.SSLContext:
         if file := conf.get("api", name, fallback=None):
             context.load_verify_locations(file)
     return context
-
-
-def _encode(conn_id: str) -> str:
-    # Unlike a loan number, a connection id is always text.
-    if not isinstance(conn_id, str):
-        raise ValueError(f"conn_id must be text, not {type(conn_id).__name__}")
-    return quote(check_id("conn_id", conn_id), safe="")

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote
 
 import requests
 import urllib3
 from airflow.providers.common.compat.sdk import AirflowException
 from pydantic import TypeAdapter, ValidationError
-from requests.adapters import HTTPAdapter
 
 from airflow_provider_bankconnect.receiver import address
+from airflow_provider_bankconnect.receiver.names import MAX_EVENTS
+from airflow_provider_bankconnect.receiver.sessions import ContextAdapter, internal_session
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Mapping, Sequence
 
-MAX_EVENTS: Final = 500
+
 _COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason", "date_time")
 _READY: Final = TypeAdapter(dict[str, str])
@@ -45,20 +45,6 @@ class EventsRefusedError(WebhookReceiverError):
     """The webhook receiver refuses the events of a request: one of them is invalid, or they are too large."""
 
 
-class _Adapter(HTTPAdapter):
-    """Has one TLS context for all connections, those through a proxy too."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
-        super().__init__()
-
-    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as in requests
-        super().init_poolmanager(*arguments, **more, ssl_context=self._context)
-
-    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:  # noqa: ANN401
-        return super().proxy_manager_for(proxy, **more, ssl_context=self._context)
-
-
 def check_public_address(conn_id: str) -> str | None:
     """Send one request to the webhook receiver's public address, as BankConnect will, but without the token.
 
@@ -71,7 +57,7 @@ def check_public_address(conn_id: str) -> str | None:
         # .netrc would add an Authorization header.
         session.auth = lambda request: request
         try:
-            session.mount("https://", _Adapter(address.public_context()))
+            session.mount("https://", ContextAdapter(address.public_context()))
             with session.post(url, json={}, timeout=10, allow_redirects=False, stream=True) as answer:
                 status, body = answer.status_code, answer.raw.read(1024, decode_content=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -126,15 +112,10 @@ def tell_registered(conn_id: str, *, here: bool, timeout: float = 5.0) -> None:
 
 def _session() -> requests.Session:
     """Return a session that the webhook receiver trusts, and that trusts its certificate."""
-    session = requests.Session()
-    # The environment's proxies are for outside addresses, and .netrc would replace the Authorization header.
-    session.trust_env = False
     try:
-        session.mount("https://", _Adapter(address.api_server_context()))
+        return internal_session(address.tokens()[0], address.api_server_context())
     except OSError as error:
         raise WebhookReceiverError(f"[api] ssl_ca_file or ssl_cert cannot be read: {error}") from None
-    session.headers["Authorization"] = f"Bearer {address.internal_token(address.tokens()[0])}"
-    return session
 
 
 def _post(session: requests.Session, conn_id: str, body: Mapping[str, object], timeout: float) -> dict[str, int]:

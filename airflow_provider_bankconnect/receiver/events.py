@@ -10,25 +10,27 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import tenacity
 from airflow.assets.manager import asset_manager
 from airflow.models.asset import AssetEvent, AssetModel, AssetPartitionDagRun
 from airflow.utils.session import create_session
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 from sqlalchemy import event as sql_event
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import with_loader_criteria
 
 from airflow_provider_bankconnect.receiver import address, runs
+from airflow_provider_bankconnect.receiver.event import read_back
 from airflow_provider_bankconnect.receiver.measure import Measuring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from sqlalchemy.orm import ORMExecuteState, Session
+
+    from airflow_provider_bankconnect.receiver.event import Completion, WebhookEvent
 
 _log = logging.getLogger(__name__)
 # With more events in the queue, BankConnect would give up before the last one is recorded.
@@ -43,63 +45,6 @@ _RECENT: Final = timedelta(minutes=2)
 # Airflow may refuse to create a run for an event at all, for instance because of a partition mapper.
 _MOST_TIMES: Final = 5
 _HAS_CALLBACK_SINK: Final = "callback_sink" in inspect.signature(asset_manager.register_asset_change).parameters
-
-
-def _refuse_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must have no NUL")
-    return value
-
-
-def _blank_for_none(value: object) -> object:
-    return "" if value is None else value
-
-
-def _none_for_blank(value: object) -> object:
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-# BankConnect's ids are UUIDs, and its links have up to 500 characters.
-Id: TypeAlias = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_refuse_nul)]
-
-
-class WebhookEvent(BaseModel):
-    """The five fields of a webhook; all others are dropped. Source: "Receiving payload".
-
-    ``statement_id`` is blank for an attempt that failed before any upload, and ``entity_id`` is blank where BankConnect
-    names no entity. ``link_id`` is None for an upload without a link.
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
-
-    entity_id: Annotated[Id, BeforeValidator(_blank_for_none)]
-    statement_id: Annotated[Id, BeforeValidator(_blank_for_none)]
-    link_id: Annotated[Id | None, BeforeValidator(_none_for_blank)]
-    progress: Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_refuse_nul)]
-    reason: Annotated[str, BeforeValidator(_blank_for_none), AfterValidator(_refuse_nul)] = ""
-
-    @property
-    def names_customer(self) -> bool:
-        """Whether it names a link or an entity."""
-        return bool(self.link_id or self.entity_id.strip())
-
-    @property
-    def key(self) -> str:
-        """The partition key of the customer."""
-        return address.partition_key(self.link_id, self.entity_id)
-
-    @property
-    def completion(self) -> Completion | None:
-        """The completed statement, which is recorded once; None for any other event."""
-        if self.progress.lower() == "completed" and self.statement_id.strip():
-            return (self.link_id, self.entity_id, self.statement_id)
-        return None
-
-    def __str__(self) -> str:
-        return f"{self.key!r}: statement {self.statement_id!r} of entity {self.entity_id!r} is {self.progress!r}"
-
-
-Completion: TypeAlias = tuple[str | None, str, str]
 
 
 class Outcome(Enum):
@@ -118,11 +63,23 @@ class Sent:
     :param how: nothing, for a ``webhook``; ``record`` it anew if it has no run and waits for none; or record it
         ``again`` in any case.
     :param completed_at: the time that BankConnect's payload history has for it.
+    :param relay_id: the number of a webhook that a relay has taken. It is recorded once, whatever it is.
     """
 
     event: WebhookEvent
     how: Literal["webhook", "record", "again"] = "webhook"
     completed_at: datetime | None = None
+    relay_id: str | None = None
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The extra of the asset event."""
+        return self.event.model_dump() | ({"relay_id": self.relay_id} if self.relay_id else {})
+
+    @property
+    def marks(self) -> set[Completion | str]:
+        """What a later event must not have in common with this one, or it is a duplicate."""
+        return {mark for mark in (self.event.completion, self.relay_id) if mark}
 
 
 @dataclass
@@ -204,16 +161,16 @@ def write_group(conn_id: str, sent: Sequence[Sent]) -> list[Outcome]:
             return [Outcome.NO_LISTENER] * len(sent)
         _lock_asset(session, asset.id)
         restored = runs.restore_schedules(session, asset)
-        known = _known(session, asset, sent)
+        known: set[Completion | str] = {*_known(session, asset, sent), *_relayed(session, asset.id, sent)}
         _lock_pending_runs(session, {one.event.key for one in sent})
-        for event, how in ((one.event, one.how) for one in sent):
-            if event.completion in known and how != "again":
+        for one in sent:
+            if one.how != "again" and not known.isdisjoint(one.marks):
                 outcomes.append(Outcome.DUPLICATE)
                 continue
             try:
                 with session.begin_nested():
                     made = asset_manager.register_asset_change(
-                        asset=asset, extra=event.model_dump(), partition_key=event.key, session=session, **more
+                        asset=asset, extra=one.extra, partition_key=one.event.key, session=session, **more
                     )
             except OperationalError:
                 # A lock or a lost connection, which concerns the whole group.
@@ -222,8 +179,7 @@ def write_group(conn_id: str, sent: Sequence[Sent]) -> list[Outcome]:
                 _log.exception("Could not record one webhook event of %r", conn_id)
                 made = None
             outcomes.append(Outcome.FAILED if made is None else Outcome.RECORDED)
-            if made is not None and event.completion:
-                known.add(event.completion)
+            known |= one.marks if made is not None else set()
         if Outcome.RECORDED in outcomes:
             runs.warn_without_run(conn_id, asset)
         for reference in restored:
@@ -267,6 +223,15 @@ def _completions(session: Session, asset_id: int, sent: Iterable[Sent]) -> dict[
             if (event := read_back(extra)) and event.completion:
                 found.setdefault(event.completion, set()).add(number)
     return found
+
+
+def _relayed(session: Session, asset_id: int, sent: Iterable[Sent]) -> set[str]:
+    """Return the relay's numbers that are recorded, of the events that are no completed statements."""
+    keys = {one.event.key for one in sent if one.relay_id and not one.event.completion}
+    if not keys:
+        return set()
+    query = select(AssetEvent.extra).where(AssetEvent.asset_id == asset_id, AssetEvent.partition_key.in_(keys))
+    return {extra["relay_id"] for extra in session.scalars(query) if "relay_id" in (extra or {})}
 
 
 def _purged(session: Session, asset_id: int, sent: Iterable[Sent]) -> set[Completion]:
@@ -351,11 +316,3 @@ def _lock_pending_runs(session: Session, keys: set[str]) -> None:
     def narrow(state: ORMExecuteState) -> None:
         if state.is_select:
             state.statement = state.statement.options(narrowed)
-
-
-def read_back(extra: object) -> WebhookEvent | None:
-    """Return the webhook event of an asset event's extra, or None if somebody else created the asset event."""
-    try:
-        return WebhookEvent.model_validate(extra)
-    except ValidationError:
-        return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from sqlalchemy.sql import ColumnElement
 
-    from airflow_provider_bankconnect.receiver.events import WebhookEvent
+    from airflow_provider_bankconnect.receiver.event import WebhookEvent
 
 HOURS: Final = 24
 # To find the last webhook of each wait, this many events of a connection are read. Their keys have no index.
@@ -101,7 +101,7 @@ def newest_webhooks(
     :param before: the position of the last one that was shown.
     """
     # Only Airflow 3.2 and later have what this module reads.
-    from airflow_provider_bankconnect.receiver.events import read_back  # noqa: PLC0415
+    from airflow_provider_bankconnect.receiver.event import read_back  # noqa: PLC0415
 
     if not assets:
         return [], False

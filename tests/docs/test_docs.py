@@ -20,9 +20,11 @@ import yaml
 from airflow.providers.common.compat.sdk import DAG
 from forks import Forks
 
+from airflow_provider_bankconnect.__main__ import main
 from airflow_provider_bankconnect.api import ConnectionSettings
 from airflow_provider_bankconnect.get_provider_info import get_provider_info
 from airflow_provider_bankconnect.receiver.address import PREFIX
+from airflow_provider_bankconnect.relay.command import main as relay
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 from airflow_provider_bankconnect.sandbox.play import read_file
 
@@ -131,6 +133,19 @@ def test_explain_accepts_the_arguments_of_the_pages(block, forks, connection):
         assert len(re.findall("^(?:PASSED|STILL WAITING): ", done.stdout, flags=re.MULTILINE)) == 1
 
 
+@blocks(lambda language, block: language == "bash" and re.search("bankconnect (examples|constraints)", block))
+def test_what_people_copy_is_found_as_shown(block, capsys):
+    for _, *arguments in commands(block):
+        assert main(arguments[2:]) == 0
+        said = capsys.readouterr().out
+        assert Path(said.strip()).is_file() or said.startswith("The example DAGs in ")
+
+
+def test_the_page_on_examples_lists_each_of_them():
+    page = (DOCS / "example-dags.rst").read_text(encoding="utf-8")
+    assert set(re.findall(r"\* - ``(\w+\.py)``", page)) == {path.name for path in (ROOT / "dags").glob("*.py")}
+
+
 @blocks(lambda language, block: language == "bash" and "bankconnect.sandbox" in block)
 def test_the_sandbox_starts_with_the_shown_options(block):
     environment = os.environ | {
@@ -143,6 +158,18 @@ def test_the_sandbox_starts_with_the_shown_options(block):
         process.send_signal(signal.SIGINT)
     assert "link loan-1: a statement" in output
     assert "fault: kind status" in output
+
+
+@blocks(lambda language, block: language == "bash" and "bankconnect relay" in block)
+def test_the_relay_accepts_the_shown_options(block, tmp_path, monkeypatch, capsys):
+    ((python, _, _, _, *options),) = commands(block)
+    assert python == "python"
+    monkeypatch.setenv("AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN", "token-of-the-documentation")
+    monkeypatch.setenv("AIRFLOW__BANKCONNECT__API_SERVER_URL", "https://airflow.example.com")
+    monkeypatch.setenv("BANKCONNECT_RELAY_DATABASE", f"sqlite:///{tmp_path}/queue.db")
+    status = [] if "--status" in options else ["--status"]
+    assert relay([*options, *status]) == 0
+    assert "waiting:   0 of at most 100000" in capsys.readouterr().out
 
 
 @blocks(lambda language, _: language == "toml")

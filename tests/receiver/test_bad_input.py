@@ -313,7 +313,7 @@ async def test_body_that_is_cut_off_is_a_400(receiver, sqlite, pieces):
 
 
 async def test_body_that_takes_too_long_is_a_408(receiver, sqlite, monkeypatch):
-    monkeypatch.setattr("airflow_provider_bankconnect.receiver.app._BODY_SECONDS", 0.2)
+    monkeypatch.setattr("airflow_provider_bankconnect.receiver.intake._BODY_SECONDS", 0.2)
     for pieces in ([3600], [GOOD[:5], 3600, GOOD[5:]], [piece for byte in GOOD for piece in (bytes([byte]), 0.01)]):
         answer = await send(receiver, pieces)
         assert (answer.status, answer.headers.get("connection")) == (408, "close"), answer.detail
@@ -481,9 +481,9 @@ async def test_wrong_internal_token_is_a_401_that_names_the_receiver(receiver, a
         ("record", None, "events must be a list of at most 500"),
         ("record", {}, "events must be a list of at most 500"),
         ("record", [statement()] * 501, "events must be a list of at most 500"),
-        ("no", [], "how must be record, again, check or registered"),
-        (None, [], "how must be record, again, check or registered"),
-        ([], [], "how must be record, again, check or registered"),
+        ("no", [], "how must be record, again, check, webhook or registered"),
+        (None, [], "how must be record, again, check, webhook or registered"),
+        ([], [], "how must be record, again, check, webhook or registered"),
         ("registered", [], "here must be true or false"),
         ("record", [PRIVATE], "body: Input should be"),
         ("record", [None], "body: Input should be"),

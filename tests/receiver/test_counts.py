@@ -70,7 +70,7 @@ async def test_refusals_are_counted_by_reason(receiver, counted, monkeypatch):
         await receiver.send(path_to(), pieces, headers=headers)
         assert take(counted) == [("bankconnect.webhooks_refused", reason)]
     with monkeypatch.context() as patch:
-        patch.setattr("airflow_provider_bankconnect.receiver.app._BODY_SECONDS", 0.1)
+        patch.setattr("airflow_provider_bankconnect.receiver.intake._BODY_SECONDS", 0.1)
         await receiver.send(path_to(), [60], headers=[JSON])
     assert take(counted) == [("bankconnect.webhooks_refused", "slow")]
     await receiver.send(f"{address.PREFIX}/events", method="GET")

@@ -30,7 +30,7 @@ JOINED = re.compile(r"webhook_asset\([^)]*\)\s*&|&\s*webhook_asset\(")
 
 def test_examples_need_no_logical_date_and_join_no_webhook_assets():
     """Each customer has events of one account only: a partition of two assets would never be complete."""
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     for file in (*EXAMPLES.values(), ROOT / "docs" / "receiver.rst", ROOT / "README.md"):
         text = file.read_text(encoding="utf-8")
         assert not JOINED.search(text), file
