@@ -174,10 +174,16 @@ class Fleet(Strikes):
             with contextlib.suppress(psycopg2.Error):
                 runs = self.runs()
                 of_webhooks = {run.link for run in runs if run.dag_id.startswith("on_webhook")}
-                if ended() and links <= {run.link for run in runs} and of_webhooks >= set(self.answered()):
+                all_run = links <= {run.link for run in runs} and of_webhooks >= set(self.answered())
+                if ended() and all_run and not self.open_runs():
                     return
             time.sleep(1)
         self.wrong.append(f"after {seconds:.0f} s: {count(self.states().values())}")
+
+    def open_runs(self) -> int:
+        """Return how many runs of customers have not ended."""
+        customers = "select count(*) from dag_run where dag_id not like 'bankconnect%%' and end_date is null"
+        return int(self.query(customers)[0][0])
 
     def runs(self) -> list[Run]:
         """Return the runs of customers."""
