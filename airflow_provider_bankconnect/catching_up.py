@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -41,6 +41,8 @@ _FIRST_SECONDS: Final = 5.0
 _MOST_UNANSWERED: Final = 50
 # Errors that hold for all links if they come before any answer.
 _OF_ALL: Final = (api.BankConnectCertificateError, api.BankConnectHostError)
+# Seconds before a request is sent again that met a busy or restarting API server.
+_PAUSES: Final = (1.0, 3.0, 9.0)
 # Failed links that the log and the error name.
 _MOST_NAMED: Final = 5
 
@@ -62,7 +64,7 @@ class CatchingUp:
         self._failed = recorder.failed
         self._unreadable: Exception | None = None
         # Links whose answer was taken, or whose id is invalid; of these, those that BankConnect does not know.
-        self._done = self._unknown = 0
+        self._done = self._unknown = self._answered = 0
         self._unanswered = 0
         self._is_stopping = False
         self._began = self._logged = time.monotonic()
@@ -78,7 +80,8 @@ class CatchingUp:
             for one in self._readable_ids():
                 if isinstance(one, BadId):
                     self._done += 1
-                    self._failed.add(one.where, ValueError(one.problem))
+                    self._failed.add(one.where, ValueError(one.problem), "use the id")
+                    self._take(0)
                     continue
                 self._histories.ask(one)
                 while self._histories.is_full or self._is_first():
@@ -96,12 +99,12 @@ class CatchingUp:
 
     def stop(self) -> None:
         """End early. A signal handler may call it."""
-        self._is_stopping = True
+        self._is_stopping = self._recorder.is_stopping = True
         self._histories.wake()
 
     def _is_first(self) -> bool:
         """Return whether to wait for the first answer, so that wrong keys are sent once, and not many times at once."""
-        return self._histories.open == 1 and not self._done and time.monotonic() - self._began < _FIRST_SECONDS
+        return self._histories.open == 1 and not self._answered and time.monotonic() - self._began < _FIRST_SECONDS
 
     def _readable_ids(self) -> Iterator[str | BadId]:
         """Return the ids up to one that cannot be read: what was asked for by then is handled first."""
@@ -141,8 +144,9 @@ class CatchingUp:
 
     def _handle(self, history: History) -> None:
         link_id, error = history.link_id, history.error
-        is_of_all = isinstance(error, api.BankConnectAuthError) or (isinstance(error, _OF_ALL) and not self._done)
+        is_of_all = isinstance(error, api.BankConnectAuthError) or (isinstance(error, _OF_ALL) and not self._answered)
         self._done += 1
+        self._answered += 1
         self._unanswered = self._unanswered + 1 if isinstance(error, api.BankConnectTransientError) else 0
         if error is None:
             for row in completed(link_id, history.payloads, self._since):
@@ -150,7 +154,7 @@ class CatchingUp:
         elif isinstance(error, api.BankConnectNotFoundError):
             self._unknown += 1
         elif isinstance(error, api.BankConnectError) and not is_of_all:
-            self._failed.add(repr(link_id), error)
+            self._failed.add(repr(link_id), error, "read the history")
         else:
             raise error
         if self._unanswered >= _MOST_UNANSWERED:
@@ -191,7 +195,9 @@ class CatchingUp:
         }
         unknown = f"; BankConnect does not know {self._unknown:,} of the links" if self._unknown else ""
         summary = "{links:,} links, {completed:,} completed: {recorded:,} recorded, {duplicates:,} duplicates"
-        _log.info("%s%s", summary.format(**numbers), unknown)
+        # Of all links, as when the ids are not those of this account.
+        level = logging.WARNING if self._done and self._unknown == self._done else logging.INFO
+        _log.log(level, "%s%s", summary.format(**numbers), unknown)
         lost = f"could not record {counts['failed']:,} events: see the API server's log" if counts["failed"] else ""
         if failed.count:
             problem = failed.problem(self._done) + (f"; and the webhook receiver {lost}" if lost else "")
@@ -212,6 +218,7 @@ class Recorder:
     def __init__(self, bankconnect_conn_id: str, how: How, failed: Failed) -> None:
         self.failed = failed
         self.counts: Counter[str] = Counter()
+        self.is_stopping = False
         self._conn_id = bankconnect_conn_id
         self._how = how
         self._events: list[tuple[str, dict[str, str | None]]] = []
@@ -241,16 +248,14 @@ class Recorder:
         while groups:
             events = groups.pop()
             try:
-                self.counts.update(send_to_receiver(self._conn_id, [row for _, row in events], self._how))
+                self.counts.update(self._send(events))
             except EventsRefusedError as error:
-                # One of them is invalid. The events of the other links are not.
-                links: dict[str, list[tuple[str, dict[str, str | None]]]] = defaultdict(list)
-                for event in events:
-                    links[event[0]].append(event)
-                if len(links) > 1:
-                    groups += links.values()
+                # One of them is invalid, and the others are not.
+                if len(events) > 1:
+                    middle = len(events) // 2
+                    groups += [events[:middle], events[middle:]]
                 else:
-                    self.failed.add(repr(events[0][0]), error)
+                    self.failed.add(repr(events[0][0]), error, "record all statements")
             except WebhookReceiverError:
                 raise
             except BaseException:
@@ -259,20 +264,45 @@ class Recorder:
                 self._events += events if self._how == "record" else []
                 raise
 
+    def _send(self, events: list[tuple[str, dict[str, str | None]]]) -> dict[str, int]:
+        for pause in (*_PAUSES, None):
+            try:
+                return send_to_receiver(self._conn_id, [row for _, row in events], self._how)
+            except WebhookReceiverError as error:
+                # With again, a request that arrived though nobody answered must not be sent twice.
+                if pause is None or not error.is_passing or self._how == "again" or self.is_stopping:
+                    raise
+                _log.warning("%s; trying again in %.0f s", error, pause)
+                # In short steps: no signal ends a sleep.
+                over = time.monotonic() + pause
+                while time.monotonic() < over and not self.is_stopping:
+                    time.sleep(_PATIENCE / 4)
+        raise AssertionError("the last try returns or raises")
+
 
 class Failed:
     """The links that failed: how many, and the errors of the first ones."""
 
     def __init__(self) -> None:
-        self.count = 0
         self.first: list[tuple[str, Exception]] = []
+        self._where: set[str] = set()
 
-    def add(self, where: str, error: Exception) -> None:
-        """Add a link, and log the first ones."""
-        self.count += 1
+    @property
+    def count(self) -> int:
+        """How many links have failed."""
+        return len(self._where)
+
+    def add(self, where: str, error: Exception, what: str) -> None:
+        """Add a link, and log the first ones.
+
+        :param what: what could not be done for it.
+        """
+        if where in self._where:
+            return
+        self._where.add(where)
         if len(self.first) < _MOST_NAMED:
             self.first.append((where, error))
-            _log.warning("Could not read the history of link %s, continuing: %s", where, error)
+            _log.warning("Could not %s of %s, continuing: %s", what, where, error)
         elif self.count == _MOST_NAMED + 1:
             _log.warning("More links fail. They are counted, and not named")
 
@@ -280,7 +310,7 @@ class Failed:
         """Return what the task fails with."""
         named = "; ".join(f"{where}: {error}" for where, error in self.first)
         more = f"; and {self.count - len(self.first):,} more" if self.count > len(self.first) else ""
-        return f"Could not read the history of {self.count:,} of {links:,} links, first {named}{more}"
+        return f"Could not catch up on {self.count:,} of {links:,} links, first {named}{more}"
 
 
 def completed(link_id: str, payloads: list[api.WebhookPayload], since: datetime | None) -> list[dict[str, str | None]]:

@@ -47,6 +47,10 @@ class IdsOfIterator:
     def __repr__(self) -> str:
         return f"<ids of {self._name}>"
 
+    def __deepcopy__(self, memo: object) -> IdsOfIterator:
+        """Return itself: an iterator cannot be copied, and copies of a DAG only look at it."""
+        return self
+
     def __length_hint__(self) -> int:
         return length_hint(self._ids)
 
@@ -115,11 +119,17 @@ def keep_iterator(link_ids: Any) -> Any:  # noqa: ANN401 - an argument of any ty
 
 def _checked(given: Iterable[object]) -> Iterator[str | BadId]:
     for number, one in enumerate(given, start=1):
-        try:
-            found: str | BadId = check_id("link_ids", one)
-        except ValueError as error:
-            found = BadId(f"item {number}", str(error))
-        yield found
+        # The lines of a file come with their ends, and columns of fixed width with blanks.
+        yield _id_or_bad(f"item {number}", one.strip() if isinstance(one, str) else one)
+
+
+def _id_or_bad(where: str, given: object) -> str | BadId:
+    if isinstance(given, str) and _CONTROL.search(given):
+        return BadId(where, "it has a control character; there must be one id in each line or item")
+    try:
+        return check_id("link_ids", given)
+    except ValueError as error:
+        return BadId(where, str(error))
 
 
 class IdFile:
@@ -176,14 +186,8 @@ def _id_of_line(number: int, line: bytes) -> str | BadId | None:
     if len(line) > _LONGEST_LINE:
         return BadId(where, f"it is longer than {_LONGEST_LINE} bytes: the file must have one id a line")
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        # Also in the middle: files that were put together have one each.
+        text = line.decode().removeprefix("\ufeff").strip()
     except UnicodeDecodeError:
         return BadId(where, "it is not UTF-8")
-    if not text:
-        return None
-    if _CONTROL.search(text):
-        return BadId(where, "it has a control character: the file must be text, with one id a line")
-    try:
-        return check_id("link_ids", text)
-    except ValueError as error:
-        return BadId(where, str(error))
+    return _id_or_bad(where, text) if text else None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import random
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -102,7 +103,9 @@ class Histories:
     def ask(self, link_id: str) -> None:
         """Ask for a history."""
         self._open += 1
-        self._loop.call_soon_threadsafe(self._ids.put_nowait, link_id)
+        # A thread that has ended has left its error to be taken.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ids.put_nowait, link_id)
 
     def take(self, seconds: float) -> History | None:
         """Return the next history, in the order of the answers; None after so many seconds, or if woken.
@@ -167,21 +170,23 @@ class Histories:
             self._histories.put(history)
 
     async def _read(self, hook: BankConnectAsyncHook, link_id: str) -> list[api.WebhookPayload]:
-        failures = 0
+        # HTTP 429 and other errors are counted apart: the one must not use up the tries of the other.
+        failures: Counter[bool] = Counter()
         while True:
             await self._hold_back()
             sent = self._loop.time()
             try:
                 payloads = await hook.get_webhook_payloads(link_id)
             except api.BankConnectTransientError as error:
-                failures += 1
+                is_limit = isinstance(error, api.BankConnectRateLimitError)
+                failures[is_limit] += 1
                 self._note_failure(error, sent)
-                most = _MOST_TOO_MANY if isinstance(error, api.BankConnectRateLimitError) else api.MAX_RETRIES
-                if failures > most or isinstance(error, api.BankConnectCertificateError):
+                most = _MOST_TOO_MANY if is_limit else api.MAX_RETRIES
+                if failures[is_limit] > most or isinstance(error, api.BankConnectCertificateError):
                     raise
-                if failures > 1:
+                if failures[False] > 1:
                     self._use_new_connections(hook)
-                await asyncio.sleep(_backoff(failures, error.retry_after))
+                await asyncio.sleep(_backoff(failures[is_limit], error.retry_after))
             except Exception:
                 self._pause.succeeded()
                 raise

@@ -56,6 +56,7 @@ class BankConnectCatchUpOperator(BaseOperator):
     """
 
     _catching_up: CatchingUp | None = None
+    _is_killed = False
     template_fields: Sequence[str] = ("link_ids", "since", "again", "bankconnect_conn_id")
     ui_color = "#d8e6f3"
 
@@ -93,9 +94,12 @@ class BankConnectCatchUpOperator(BaseOperator):
         recorder = Recorder(self.bankconnect_conn_id, how, Failed())
         with Histories(self.bankconnect_conn_id) as histories:
             self._catching_up = CatchingUp(ids, histories, recorder, since)
+            if self._is_killed:
+                self._catching_up.stop()
             return self._catching_up.run()
 
     def on_kill(self) -> None:
         """End the requests to BankConnect: the task records what was answered, and fails."""
+        self._is_killed = True
         if self._catching_up is not None:
             self._catching_up.stop()

@@ -133,7 +133,7 @@ class _Receiver(Intake):
             raise RefusedError(400, "fields", "how must be record, again, check, webhook or registered")
         outcomes = await self._write(conn_id, sent) if sent else []
         if Outcome.NO_LISTENER in outcomes:
-            await _refuse_no_listener(conn_id, status=400)
+            await _refuse_no_listener(conn_id, status=409)
         for event, outcome in zip((one.event for one in sent), outcomes, strict=True):
             if outcome is Outcome.RECORDED:
                 Stats.incr("bankconnect.webhooks_caught_up", tags={"conn_id": tag_value(conn_id)})

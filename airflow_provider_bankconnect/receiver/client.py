@@ -27,18 +27,27 @@ _COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason", "date_time")
 _READY: Final = TypeAdapter(dict[str, str])
 _ADVICE: Final = {
-    400: "check that the connection exists; see the API server's log",
+    409: "check that the connection exists on the API server too; see its log",
     503: "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see the API server's log",
 }
 _BY_DEFAULT: Final = "[core] execution_api_server_url, or [api] base_url"
 # Bad Request, and Content Too Large.
 _REFUSED: Final = {400, 413}
+# While an API server starts anew, or its database is busy.
+_PASSING: Final = {502, 503, 504}
 # A firewall that answers so, or a server that is busy, may let BankConnect through.
 _UNCLEAR: Final = {401, 403, 407, 408, 425, 429}
 
 
 class WebhookReceiverError(AirflowException):
-    """The webhook receiver in Airflow's API server did not answer, or refused the request."""
+    """The webhook receiver in Airflow's API server did not answer, or refused the request.
+
+    :param is_passing: whether the same request may succeed in a moment.
+    """
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 class EventsRefusedError(WebhookReceiverError):
@@ -129,11 +138,12 @@ def _post(session: requests.Session, conn_id: str, body: Mapping[str, object], t
     except requests.RequestException as error:
         advice = f"check [bankconnect] api_server_url (by default {_BY_DEFAULT}), and that the API server runs"
         problem = f"No answer from the webhook receiver at {base} ({type(error).__name__})"
-        raise WebhookReceiverError(f"{problem}: {advice}") from None
+        raise WebhookReceiverError(f"{problem}: {advice}", is_passing=True) from None
     status = answer.status_code
     with contextlib.suppress(ValidationError):
         if status == requests.codes.ok:
             return _COUNTS.validate_json(answer.content)
     advice = _ADVICE.get(status) or address.advice_on(status, answer.headers.get("WWW-Authenticate"))
     refusal = EventsRefusedError if status in _REFUSED else WebhookReceiverError
-    raise refusal(f"{base} answered HTTP {status} to a request for the webhook receiver: {advice}")
+    text = f"{base} answered HTTP {status} to a request for the webhook receiver: {advice}"
+    raise refusal(text, is_passing=status in _PASSING)

@@ -110,24 +110,33 @@ class EventListener:
             wake()
 
     async def _listen(self) -> None:
-        try:
-            self._is_off, self._problem = not await asyncio.to_thread(address.is_on), None
-            if self._is_off:
+        failures, token, context = 0, "", None
+        while context is None:
+            try:
+                self._is_off, self._problem = not await asyncio.to_thread(address.is_on), None
+                if self._is_off:
+                    return
+                self._token = token = (await asyncio.to_thread(address.tokens))[0]
+                address.api_server_url()
+                context = await asyncio.to_thread(address.api_server_context)
+            except (ValueError, OSError) as error:
+                self._problem = str(error)
+                _log.warning("Waits continue without the webhook receiver: %s", error)
                 return
-            self._token = (await asyncio.to_thread(address.tokens))[0]
-            address.api_server_url()
-            context = await asyncio.to_thread(address.api_server_context)
-        except (ValueError, OSError) as error:
-            self._problem = str(error)
-            _log.warning("Waits continue without the webhook receiver: %s", error)
-            return
+            except Exception as error:  # noqa: BLE001 - a setting may come from a command, and fail in any way
+                failures += 1
+                # Airflow's message has the command and its output.
+                self._problem = f"its settings cannot be read now ({type(error).__name__})"
+                if failures == 1:
+                    _log.warning("Waits continue without the webhook receiver: %s", self._problem)
+                await asyncio.sleep(min(_INTERVAL_SECONDS * 2 ** min(failures, 10), _MAX_PAUSE_SECONDS))
         # Start anew: after a time without waits, its events are not needed.
         self._query, self._digests = {}, {}
         for customer in self._waits:
             self._add_digest(customer)
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=1, ssl=context),
-            headers={"Authorization": f"Bearer {address.internal_token(self._token)}"},
+            headers={"Authorization": f"Bearer {address.internal_token(token)}"},
             timeout=_TIMEOUT,
             raise_for_status=_raise_for_status,
         ) as session:

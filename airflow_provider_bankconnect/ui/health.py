@@ -133,8 +133,8 @@ def problems_of_untaken(untaken: Untaken) -> list[Problem]:
         elif queue:
             why = f"[triggerer] queues_enabled is on, and a triggerer takes only the queues that it is given: {start}"
         else:
-            why = "A triggerer with --queues does not take them: start one without"
-        full = ". If one runs, it has as many triggers as its capacity allows" if untaken.runs else ""
+            why = "The triggerers have as many triggers as their capacity allows, or have --queues: start one without"
+        full = ". If one runs, it has as many triggers as its capacity allows" if untaken.runs and queue else ""
         found.append(Problem("error", f"{text}. {why}{full}"))
     return found
 

@@ -88,6 +88,12 @@ def configure(monkeypatch):
     address.tokens.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    """Let catch-up give up on a receiver that does not answer, without trying again."""
+    monkeypatch.setattr("airflow_provider_bankconnect.catching_up._PAUSES", ())
+
+
 @pytest.fixture
 def receiver(configure, monkeypatch):
     """A client of a webhook receiver that is switched on, and has a database if the test asks for one."""

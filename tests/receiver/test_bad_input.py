@@ -498,9 +498,9 @@ async def test_invalid_request_of_a_task_is_a_400(receiver, sqlite, how, events,
 
 
 @pytest.mark.usefixtures("sqlite")
-async def test_tasks_get_a_400_or_503_for_a_connection_without_an_asset(receiver):
+async def test_tasks_get_a_409_or_503_for_a_connection_without_an_asset(receiver):
     """A 404 would look as if the webhook receiver were not there."""
-    assert (await receiver.post_events("record", [statement()], conn_id="unknown")).status == 400
+    assert (await receiver.post_events("record", [statement()], conn_id="unknown")).status == 409
     assert (await receiver.post_events("record", [statement()], conn_id=NO_DAG)).status == 503
     assert (await receiver.post_events("record", [statement()], conn_id=" ")).status == 400
 

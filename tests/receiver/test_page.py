@@ -397,7 +397,7 @@ def test_each_wait_is_on_one_page_of_the_list_and_can_be_searched(browser, fille
 UNTAKEN = {
     "taken by none, and a triggerer runs": (
         ["update trigger set triggerer_id = null"],
-        "A triggerer with --queues does not take them: start one without",
+        "as their capacity allows, or have --queues: start one without",
     ),
     "of a queue that no triggerer has": (
         ["update trigger set triggerer_id = null, queue = 'slow'"],
