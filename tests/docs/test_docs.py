@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import pytest
 import templates
+import yaml
 from airflow.providers.common.compat.sdk import DAG
 from forks import Forks
 
 from airflow_provider_bankconnect.api import ConnectionSettings
+from airflow_provider_bankconnect.get_provider_info import get_provider_info
+from airflow_provider_bankconnect.receiver.address import PREFIX
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 from airflow_provider_bankconnect.sandbox.play import read_file
 
@@ -75,7 +79,7 @@ def test_every_code_block_is_run_by_a_test_below():
     assert texts.count("code-block::") == len(BLOCKS)
     assert not re.search(r"^(?!\.\. ).*::$", texts, flags=re.MULTILINE)
     commands = {block.split(maxsplit=3)[2] if block.startswith("python") else block.split()[0] for block in BASH}
-    assert {language for _, language, _ in BLOCKS} == {"python", "bash", "toml"}
+    assert {language for _, language, _ in BLOCKS} == {"python", "bash", "toml", "yaml", "docker", "nginx"}
     assert commands == {"pip", "airflow", "airflow_provider_bankconnect", "airflow_provider_bankconnect.sandbox"}
 
 
@@ -169,3 +173,60 @@ def test_the_shown_airflow_command_adds_a_valid_connection(block, forks):
     assert found["conn_type"] == "bankconnect"
     assert settings.base_url == "https://apis.bankconnect.finbox.in/bank-connect/v1"
     assert (settings.server_hash, settings.api_key) == ("YOUR-SERVER-HASH", "YOUR-API-KEY")
+
+
+SETTINGS = get_provider_info()["config"]["bankconnect"]["options"]
+SECRETS = {name for name, option in SETTINGS.items() if option.get("sensitive")}
+YAML = [document for _, language, block in BLOCKS if language == "yaml" for document in yaml.safe_load_all(block)]
+
+
+def test_every_setting_that_a_page_names_exists():
+    texts = [page.read_text(encoding="utf-8") for page in (*DOCS.rglob("*.rst"), ROOT / "README.md")]
+    pattern = r"\[bankconnect\]\s+(\w+)|config\.bankconnect\.(\w+)|AIRFLOW__BANKCONNECT__(\w+)"
+    named = {"".join(name).lower() for text in texts for name in re.findall(pattern, text)}
+    # Airflow adds these two to each sensitive setting.
+    known = SETTINGS.keys() | {name + ending for name in SECRETS for ending in ("_cmd", "_secret")}
+    assert named >= {"webhook_token", "public_url"}
+    assert named <= known
+
+
+def test_the_shown_values_keep_the_secrets_out_of_the_configuration_file():
+    (values,) = [document for document in YAML if "airflowVersion" in document]
+    settings = values["config"]["bankconnect"].keys()
+    variables = {entry["envName"] for entry in values["secret"]}
+    assert settings <= SETTINGS.keys() - SECRETS
+    assert variables == {f"AIRFLOW__BANKCONNECT__{name.upper()}" for name in SECRETS} | {
+        "AIRFLOW_CONN_BANKCONNECT_DEFAULT"
+    }
+
+
+def test_the_shown_ingress_leads_to_the_webhook_receiver_and_nowhere_else():
+    (ingress,) = [document for document in YAML if document.get("kind") == "Ingress"]
+    (rule,) = ingress["spec"]["rules"]
+    assert [path["path"] for path in rule["http"]["paths"]] == [f"{PREFIX}/webhook/"]
+    assert "access_log off;" in ingress["metadata"]["annotations"]["nginx.org/location-snippets"]
+
+
+@blocks(lambda language, _: language == "docker")
+def test_the_shown_image_installs_this_package_beside_its_own_airflow(block):
+    airflow, package, again = re.fullmatch(
+        r"FROM apache/airflow:(\S+)\nRUN pip install --no-cache-dir (\S+) apache-airflow==(\S+)", block
+    ).groups()
+    assert (airflow, package) == (again, metadata("airflow-provider-bankconnect")["Name"])
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+@blocks(lambda language, _: language == "nginx")
+def test_nginx_accepts_the_shown_configuration(block, tmp_path):
+    assert f"location {PREFIX}/webhook/ {{" in block
+    # There is no certificate, and a test opens no port.
+    plain = re.sub(r"listen .*;", f"listen unix:{tmp_path}/socket;", re.sub(r"ssl_certificate\w* .*;", "", block))
+    paths = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    text = f"pid {tmp_path}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{ access_log off; {paths}\n{plain}\n}}\n"
+    (tmp_path / "nginx.conf").write_text(text, encoding="utf-8")
+
+    done = run(["nginx", "-t", "-c", str(tmp_path / "nginx.conf")])
+
+    assert done.returncode == 0, done.stderr
