@@ -28,6 +28,14 @@ ENTITY = "demo-entity"
 # Seconds after the gate's first poke: the login fails, then the statement is completed.
 FAILS_AFTER, COMPLETES_AFTER = 4.0, 14.0
 PRINT_AT_LEAST_EVERY = 6.0
+WAIT_DAG = "bankconnect_wait_for_statement"
+NEXT = f"""\
+What next
+  Read the DAG that ran:   dags/{WAIT_DAG}.py
+  Copy it for your work:   replace its task summarise_transactions
+  See it with webhooks:    make standalone, a whole Airflow with its UI, until Ctrl-C
+  Use your own account:    give Airflow a connection with your keys, docs/connections/bankconnect.rst
+  See what else there is:  .venv/bin/python -m airflow_provider_bankconnect"""
 STARTED = time.monotonic()
 
 
@@ -86,10 +94,10 @@ class Demo:
         registered = self.seconds()
         self.say("BankConnect", f"sends its webhooks to {self.box.webhook_url}, in mode {self.box.webhook_mode}")
 
-        self.say("Airflow", f"runs bankconnect_wait_for_statement, for link {LINK}: deferred, with a poke every 30 s")
+        self.say("Airflow", f"runs {WAIT_DAG}, for link {LINK}: deferred, with a poke every 30 s")
         self.customer_is_due = True
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        self.run_dag("bankconnect_wait_for_statement", {"link_id": LINK, "since": since})
+        self.run_dag(WAIT_DAG, {"link_id": LINK, "since": since})
         summary = self.summary()
 
         pokes = [request.at for request in self.box.calls("webhook_payloads")]
@@ -101,7 +109,7 @@ class Demo:
             f"  {last:6.1f} s  passed       because BankConnect's records have a completed statement of {ENTITY}\n"
             f"  {self.seconds():6.1f} s  worked       on {summary['transactions']} transactions of "
             f"{summary['statements']} statement\n\n"
-            f"Airflow's log: {LOG.relative_to(ROOT)}"
+            f"Airflow's log: {LOG.relative_to(ROOT)}\n\n{NEXT}"
         )
 
     def run_dag(self, dag_id: str, conf: dict[str, Any]) -> None:

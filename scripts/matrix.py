@@ -36,7 +36,7 @@ PACKAGE = "airflow_provider_bankconnect"
 # Files that the tests read. The package is not among them, so that the tests import the wheel.
 TREE = (
     *("tests", "scripts", "dags", "docs", "constraints"),
-    *("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"),
+    *("pyproject.toml", "hatch_build.py", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"),
 )
 # Two runs at once: the first uses the CPU, the second waits most of the time.
 TESTS = (("tests/unit", "tests/package", "tests/sandbox", "tests/matrix"), ("tests/integration", "tests/receiver"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import os
 import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -30,13 +31,19 @@ def run(*command, **more):
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
+def archives(tmp_path_factory):
+    """Return a folder with the sdist of the tree, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("archives")
+    # Without isolation the build needs no registry.
+    run("-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(request):
     if GIVEN:
         return Path(GIVEN)
-    folder = tmp_path_factory.mktemp("wheel")
-    # Without isolation the build needs no registry.
-    run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
-    (built,) = folder.iterdir()
+    (built,) = request.getfixturevalue("archives").glob("*.whl")
     return built
 
 
@@ -72,10 +79,11 @@ def test_wheel_has_only_the_package(names):
     ours = [name for name in names if name.startswith(f"{PACKAGE}/")]
     page = f"{PACKAGE}/ui/"
     others = [name for name in ours if not name.endswith((".py", "/py.typed"))]
-    assert all(re.fullmatch(rf"{page}(templates/\w+\.html|static/[\w-]+\.(css|js|svg))", name) for name in others), (
-        others
-    )
-    assert not [name for name in names if re.search(r"(^|/)(tests?|dags|scripts|constraints)/|conftest|\.env", name)]
+    copied = rf"{PACKAGE}/(constraints/constraints-[\d.]+-py3\d+\.txt|example_dags/\.airflowignore)"
+    assert all(
+        re.fullmatch(rf"{page}(templates/\w+\.html|static/[\w-]+\.(css|js|svg))|{copied}", name) for name in others
+    ), others
+    assert not [name for name in names if re.search(r"(^|/)(tests?|dags|scripts)/|conftest|\.env", name)]
 
 
 @pytest.mark.skipif(not (ROOT / PACKAGE).exists(), reason="no source tree")
@@ -84,6 +92,14 @@ def test_wheel_has_the_whole_package(names):
     tree = {str(path.relative_to(ROOT)) for path in files}
     assert any(name.endswith("overview.html") for name in tree)
     assert tree <= set(names)
+
+
+@pytest.mark.parametrize(("folder", "kept"), [("example_dags", "dags"), ("constraints", "constraints")])
+def test_wheel_has_what_people_copy(folder, kept, unpacked):
+    """The files of the tree are their only place: the wheel has them under the package's name."""
+    found = {path.name: path.read_bytes() for path in (unpacked / PACKAGE / folder).glob("[!.]*")}
+    assert found
+    assert found == {path.name: path.read_bytes() for path in (ROOT / kept).glob("[!._]*")}
 
 
 def test_wheel_has_type_information_and_license(names, info):
@@ -108,7 +124,25 @@ def test_metadata_is_complete(metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier")
+    assert "https://docs.finbox.in/bank-connect/" in metadata["Project-URL"]
     assert metadata.get_payload().startswith("# ")
+
+
+def test_description_has_no_link_that_leads_nowhere_on_an_index(metadata):
+    text = re.sub(r"^```.*?^```$", "", metadata.get_payload(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)]*)\)|(?:src|href)=\"([^\"]*)\"", text)
+    assert targets
+    assert {re.match(r"https://|#|", target)[0] for pair in targets for target in pair if target} <= {"https://", "#"}
+
+
+@pytest.mark.skipif(not find_spec("hatchling"), reason="needs hatchling")
+def test_links_of_the_readme_become_absolute_where_there_is_a_repository():
+    hook = runpy.run_path(str(ROOT / "hatch_build.py"))
+    readme = "[a](docs/a.rst) ![b](b.png) [c](#c) [d](https://d)\n```\n[e](e)\n```\n"
+    assert hook["description"](readme, "https://host/main") == (
+        "[a](https://host/main/docs/a.rst) ![b](https://host/main/b.png) [c](#c) [d](https://d)\n```\n[e](e)\n```\n"
+    )
+    assert hook["description"](readme, None) == "a  [c](#c) [d](https://d)\n```\n[e](e)\n```\n"
 
 
 def test_entry_point_names_the_provider_info(info):
@@ -130,6 +164,17 @@ def test_provider_info_needs_no_other_package(unpacked):
     # -S: without installed packages. Airflow reads the provider info while it configures itself.
     said = run("-I", "-S", "-c", code + "print(get_provider_info()['package-name'])")
     assert said.strip() == "airflow-provider-bankconnect"
+
+
+def test_examples_and_constraints_are_found_where_nothing_else_is_installed(unpacked):
+    """``pip install --no-deps`` is enough to find the versions to install."""
+    code = f"import sys; sys.path.insert(0, {str(unpacked)!r}); from {PACKAGE}.__main__ import main; main(sys.argv[1:])"
+    for arguments, path in {
+        ("examples", "bankconnect_reports"): "example_dags/bankconnect_reports.py",
+        ("constraints", "3.2.2"): f"constraints/constraints-3.2.2-py{sys.version_info[0]}{sys.version_info[1]}.txt",
+    }.items():
+        said = run("-I", "-S", "-c", code, *arguments)
+        assert said.strip() == str(unpacked / PACKAGE / path)
 
 
 def test_package_works_without_extras_and_does_not_load_the_sandbox(unpacked):
@@ -159,8 +204,9 @@ except ImportError as error:
 
 
 @pytest.mark.skipif(not find_spec("twine"), reason="needs twine")
-def test_twine_accepts_the_wheel(wheel):
-    said = run("-m", "twine", "--no-color", "check", "--strict", str(wheel))
+def test_twine_accepts_the_archives(request, wheel):
+    files = [wheel] if GIVEN else request.getfixturevalue("archives").iterdir()
+    said = run("-m", "twine", "--no-color", "check", "--strict", *map(str, files))
     assert "PASSED" in said
     assert "WARNING" not in said
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
+from inspect import signature
 from pathlib import Path
 
 import airflow
@@ -15,6 +17,7 @@ import jsonschema
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook, BaseOperator, BaseSensorOperator
 from airflow.triggers.base import BaseTrigger
+from airflow.utils.file import list_py_file_paths
 
 import airflow_provider_bankconnect
 from airflow_provider_bankconnect.get_provider_info import get_provider_info
@@ -95,6 +98,18 @@ def test_the_sandbox_imports_nothing_of_the_package():
             for name in names:
                 ours = name.startswith("airflow_provider_bankconnect.sandbox")
                 assert ours or not name.startswith("airflow"), f"{path.name}: {name}"
+
+
+def test_airflow_does_not_load_the_example_dags_of_the_package(tmp_path):
+    """From 3.3 on it would, with ``load_examples``: beside the copies in a folder of DAGs, which have the same ids."""
+    package = Path(airflow_provider_bankconnect.__file__).parent
+    # The folder is as the wheel has it.
+    shutil.copytree(ROOT / "dags", tmp_path, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    # Airflow 2 adds its own examples here.
+    more = {"include_examples": False} if "include_examples" in signature(list_py_file_paths).parameters else {}
+    assert list_py_file_paths(tmp_path, **more)
+    shutil.copy(package / "example_dags" / ".airflowignore", tmp_path)
+    assert list_py_file_paths(tmp_path, **more) == []
 
 
 def test_airflow_version_works_beside_the_provider(tmp_path):
