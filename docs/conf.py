@@ -22,6 +22,7 @@ extensions = ["sphinx.ext.autodoc", "sphinx_copybutton", "facts"]
 exclude_patterns = ["_build", "_ext"]
 
 html_theme = "furo"
+pygments_dark_style = "one-dark"
 html_title = "BankConnect provider for Apache Airflow"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
@@ -33,8 +34,17 @@ copybutton_prompt_text = "$ "
 
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+maximum_signature_line_length = 80
 autodoc_typehints_format = "short"
+facts_typed_modules = [
+    f"airflow_provider_bankconnect.{name}"
+    for name in (
+        *("sensors.bankconnect", "operators.bankconnect", "operators.storage", "hooks.bankconnect", "api", "wait"),
+        *("triggers.bankconnect", "receiver.address", "sandbox.box", "sandbox.models"),
+    )
+]
 add_module_names = False
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"

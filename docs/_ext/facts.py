@@ -3,17 +3,21 @@
 # ruff: noqa: INP001 - Sphinx loads it; it is no package
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import io
 import os
 import re
 import tomllib
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, get_type_hints
 from unittest import mock
 
 from docutils import nodes
 from packaging.requirements import Requirement
+from pydantic import BaseModel
 from sphinx.util.docutils import SphinxDirective
 
 from airflow_provider_bankconnect.__main__ import main
@@ -153,6 +157,33 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], widths: str) 
     return "\n".join(lines)
 
 
+def _resolve_types(app: Sphinx) -> None:
+    """Give each documented module what it has for type checkers only, so that autodoc can show the types."""
+    for name in app.config.facts_typed_modules:
+        module = importlib.import_module(name)
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for statement in node.body:
+                    # A name may exist for type checkers only.
+                    with suppress(ImportError):
+                        exec(ast.unparse(statement), vars(module))  # noqa: S102 - imports of our own code
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
+                alias = ast.unparse(node.target)
+                if isinstance(getattr(module, alias), str):
+                    setattr(module, alias, eval(getattr(module, alias), vars(module)))  # noqa: S307 - likewise
+
+        for model in vars(module).values():
+            if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel:
+                _leave_out_validators(model)
+
+
+def _leave_out_validators(model: type[BaseModel]) -> None:
+    shown, types = inspect.signature(model), get_type_hints(model)
+    parameters = [one.replace(annotation=types.get(name)) for name, one in shown.parameters.items()]
+    model.__signature__ = shown.replace(parameters=parameters)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directives."""
     for name, directive in (
@@ -163,4 +194,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
         ("changelog", Changelog),
     ):
         app.add_directive(name, directive)
+    app.add_config_value("facts_typed_modules", [], "env", [list])
+    app.connect("builder-inited", _resolve_types)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
