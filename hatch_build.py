@@ -25,14 +25,17 @@ class Readme(MetadataHookInterface):
 def description(readme: str, source: str | None) -> str:
     """Return README.md with absolute links.
 
-    :param source: the URL of the tree that the links are relative to. Without one, links become their text, and images
-        are left out.
+    :param source: the URL of the tree that the links are relative to. Without one, links become their text and the name
+        of the file, and images are left out.
     """
 
     def absolute(link: re.Match[str]) -> str:
+        text, target = link["text"], link["target"]
         if source:
-            return f"{link['image']}[{link['text']}]({source.rstrip('/')}/{link['target']})"
-        return "" if link["image"] else link["text"]
+            return f"{link['image']}[{text}]({source.rstrip('/')}/{target})"
+        if link["image"]:
+            return ""
+        return text if text in target else f"{text} (`{target}`)"
 
     # Not in code blocks: they show what people type.
     parts = re.split(r"(^```.*?^```$)", readme, flags=re.MULTILINE | re.DOTALL)

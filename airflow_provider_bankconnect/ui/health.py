@@ -121,7 +121,7 @@ def problems_of_refusals(refused: Mapping[str, int]) -> list[Problem]:
 
 
 def _of_dags(dags: Sequence[ScheduledDag]) -> list[Problem]:
-    advice = "Copy dags/bankconnect_on_webhook.py, or schedule a DAG by webhook_asset() of this connection"
+    advice = "Copy the example DAG bankconnect_on_webhook, or schedule a DAG by webhook_asset() of this connection"
     if not dags:
         return [Problem("error", f"No DAG is scheduled by the webhooks: they start no run. {advice}")]
     found = []

@@ -180,6 +180,19 @@ def test_explain_accepts_the_arguments_of_the_pages(block, forks, connection):
         assert len(re.findall("^(?:PASSED|STILL WAITING): ", done.stdout, flags=re.MULTILINE)) == 1
 
 
+@blocks(lambda language, block: language == "bash" and re.search("bankconnect (examples|constraints)", block))
+def test_what_people_copy_is_found_as_shown(block, capsys):
+    for _, *arguments in commands(block):
+        assert main(arguments[2:]) == 0
+        said = capsys.readouterr().out
+        assert Path(said.strip()).is_file() or said.startswith("The example DAGs in ")
+
+
+def test_the_page_on_examples_lists_each_of_them():
+    page = (DOCS / "example-dags.rst").read_text(encoding="utf-8")
+    assert set(re.findall(r"\* - ``(\w+\.py)``", page)) == {path.name for path in (ROOT / "dags").glob("*.py")}
+
+
 @blocks(lambda language, block: language == "bash" and "bankconnect.sandbox" in block)
 def test_the_sandbox_starts_with_the_shown_options(block):
     environment = os.environ | {
@@ -215,13 +228,6 @@ def test_pip_installs_this_package_and_its_extras(block):
             rf"(dist/)?{WHEEL}|git\+https://\S+/{OURS['Name']}\.git", name
         )
         assert extra is None or extra in OURS.get_all("Provides-Extra")
-
-
-@blocks(lambda language, block: language == "bash" and re.search("bankconnect (examples|constraints)", block))
-def test_the_commands_for_files_find_them(block, capsys):
-    for _, _, _, *arguments in commands(block):
-        assert main(arguments) == 0
-        assert capsys.readouterr().out
 
 
 @blocks(lambda language, block: language == "bash" and block.startswith("export "))

@@ -138,11 +138,13 @@ def test_description_has_no_link_that_leads_nowhere_on_an_index(metadata):
 @pytest.mark.skipif(not find_spec("hatchling"), reason="needs hatchling")
 def test_links_of_the_readme_become_absolute_where_there_is_a_repository():
     hook = runpy.run_path(str(ROOT / "hatch_build.py"))
-    readme = "[a](docs/a.rst) ![b](b.png) [c](#c) [d](https://d)\n```\n[e](e)\n```\n"
-    assert hook["description"](readme, "https://host/main") == (
-        "[a](https://host/main/docs/a.rst) ![b](https://host/main/b.png) [c](#c) [d](https://d)\n```\n[e](e)\n```\n"
+    kept = " [c](#c) [d](https://d)\n```\n[e](e)\n```\n"
+    readme = f"[Start](docs/a.rst) [docs/](docs/index.rst) ![b](b.png){kept}"
+    assert hook["description"](readme, "https://host/main/") == (
+        "[Start](https://host/main/docs/a.rst) [docs/](https://host/main/docs/index.rst) "
+        f"![b](https://host/main/b.png){kept}"
     )
-    assert hook["description"](readme, None) == "a  [c](#c) [d](https://d)\n```\n[e](e)\n```\n"
+    assert hook["description"](readme, None) == f"Start (`docs/a.rst`) docs/ {kept}"
 
 
 def test_entry_point_names_the_provider_info(info):
