@@ -61,6 +61,12 @@ def _settings() -> dict[str, Any]:
                 "The ``https://`` address under which BankConnect reaches the API server. Empty: ``[api] base_url``.",
                 example="https://airflow.example.com",
             ),
+            "api_server_url": _option(
+                "The address under which Airflow's other components reach an API server with plugins (``airflow "
+                "api-server --apps core``, or all apps). Set it if your API servers are split. Empty: that of ``[core] "
+                "execution_api_server_url``, else ``[api] base_url``.",
+                example="http://airflow-api-server-core:8080",
+            ),
         },
     }
 

@@ -5,6 +5,8 @@ BankConnect keeps one URL for each account: a staging Airflow with production's 
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pendulum
 from airflow.providers.common.compat.sdk import DAG, Param
 
@@ -18,6 +20,8 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
+    # A worker may be killed, and a connection may time out. Registering again changes nothing.
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
     params={
         "webhook_url": Param(
             default=None,

@@ -32,6 +32,8 @@ with DAG(
     catchup=False,
     # A waiting run is an active run, though it holds no worker: leave room for the next customer.
     max_active_runs=1000,
+    # A worker may be killed, too. After a failed statement or a timeout, the wait is not tried again.
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
     params={
         "link_id": Param(type="string", minLength=1, maxLength=500, description="The link that the SDK got"),
         "since": Param(type="string", format="date-time", description="When the customer was sent to BankConnect"),

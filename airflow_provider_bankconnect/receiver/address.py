@@ -11,7 +11,7 @@ import hmac
 import re
 import ssl
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowOptionalProviderFeatureException, conf, mask_secret
@@ -26,6 +26,8 @@ PREFIX: Final = "/bankconnect"
 ASSET_PREFIX: Final = "bankconnect://webhook/"
 # The response to a check of the address.
 READY: Final = {"status": "ready"}
+# What the webhook receiver answers to a wrong internal token, so that it differs from a server without the receiver.
+CHALLENGE: Final = 'Bearer realm="bankconnect"'
 # Airflow's limit for a partition key.
 MAX_KEY_LENGTH: Final = 250
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{16,}")
@@ -103,7 +105,7 @@ def _public_url(conn_id: str) -> str:
     if not base.startswith("https://"):
         raise ValueError(
             f"BankConnect calls https:// addresses only: set [{SECTION}] public_url (or [api] base_url) to the one "
-            f"under which it reaches Airflow's API server, not {base!r}"
+            f"under which it reaches Airflow's API server, not {base!r}{', which has no host' * base.startswith('/')}"
         )
     return f"{base.rstrip('/')}{PREFIX}/webhook/{name}/"
 
@@ -165,10 +167,51 @@ def customer_digest(token: str, conn_id: str, key: str) -> str:
 
 
 def api_server_url() -> str:
-    """Return the address under which Airflow's components reach the API server."""
-    execution_url = conf.get("core", "execution_api_server_url", fallback=None) or ""
-    base = execution_url.rstrip("/").removesuffix("/execution") or conf.get("api", "base_url", fallback=None) or ""
-    return (base or "http://localhost:8080").rstrip("/")
+    """Return the address under which Airflow's components reach an API server with the plugins.
+
+    It is ``[bankconnect] api_server_url``, else that of the execution API, found as Airflow finds it.
+
+    :raises ValueError: a setting is invalid; names it, not its value.
+    """
+    if given := (conf.get(SECTION, "api_server_url", fallback=None) or "").strip():
+        if not _is_address(given):
+            rule = "must be an http:// or https:// address, without user info, query and fragment"
+            raise ValueError(f"[{SECTION}] api_server_url {rule}")
+        return given.rstrip("/")
+    base = conf.get("api", "base_url", fallback=None) or "/"
+    # Airflow allows a path alone, and its own components then call this host and port.
+    base = f"http://localhost:8080{base}" if base.startswith("/") else base
+    found = conf.get("core", "execution_api_server_url", fallback=None) or base
+    found = found.rstrip("/").removesuffix("/execution")
+    if not _is_address(found):
+        why = "[core] execution_api_server_url (or [api] base_url) is no plain http:// or https:// address"
+        raise ValueError(f"{why}: set [{SECTION}] api_server_url to that of the API server")
+    return found
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    is_plain = url.isprintable() and not any(character in url for character in " \\@?#")
+    return parts.scheme in {"http", "https"} and has_host and is_plain
+
+
+def advice_on(status: int, challenge: str | None) -> str:
+    """Return what to do if the webhook receiver does not answer a request of Airflow's components as it should.
+
+    :param challenge: the answer's header ``WWW-Authenticate``.
+    """
+    if status == 401 and challenge == CHALLENGE:  # noqa: PLR2004
+        return f"check that [{SECTION}] webhook_token is the same on the API server"
+    if status >= 500 or status in {400, 408, 413}:  # noqa: PLR2004
+        return "see the API server's log"
+    return (
+        f"this is not the webhook receiver. Set [{SECTION}] api_server_url to that of an API server which serves "
+        "plugins (airflow api-server --apps core, or all of its apps) and has airflow-provider-bankconnect"
+    )
 
 
 def api_server_context() -> ssl.SSLContext:

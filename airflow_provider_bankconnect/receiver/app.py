@@ -37,6 +37,7 @@ _MAX_INTERNAL_BYTES: Final = 4 * 1024 * 1024
 MAX_EVENTS: Final = 500
 # Slow senders must not keep connections and memory: BankConnect sends a body at once.
 _BODY_SECONDS: Final = 10.0
+_CHECK_SECONDS: Final = 5.0
 
 
 class _RefusedError(Exception):
@@ -70,7 +71,7 @@ def make_app() -> Starlette:
 async def _webhook(request: Request) -> Response:
     """Record one webhook. 200 means that it is committed to the database, now or earlier."""
     if _checks_address(request):
-        return JSONResponse(address.READY)
+        return await _answer_check(request)
     conn_id = _check_conn_id(request)
     body = await _read(request, _MAX_WEBHOOK_BYTES)
     if "event_name" in body:
@@ -91,6 +92,21 @@ async def _webhook(request: Request) -> Response:
     Stats.incr(f"bankconnect.webhooks_{outcome.value}", tags={"conn_id": tag_value(conn_id)})
     _log.info("%s webhook event of %r: %s", outcome.value.capitalize(), conn_id, event)
     return JSONResponse({"status": outcome.value})
+
+
+async def _answer_check(request: Request) -> Response:
+    """Tell whether a webhook could be recorded now: in this process, with its event loop, queue, threads and database.
+
+    Nothing is cached, so that a process that is held up answers late, as it would a webhook.
+    """
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            await asyncio.to_thread(events.ping)
+        is_ready = not request.app.state.writer.is_full()
+    except Exception as error:  # noqa: BLE001 - the database may raise anything
+        _log.warning("A check of the webhook receiver: no answer from the database (%s)", type(error).__name__)
+        is_ready = False
+    return JSONResponse(address.READY) if is_ready else JSONResponse({"status": "not ready"}, 503)
 
 
 async def _recent_events(request: Request) -> Response:
@@ -121,10 +137,11 @@ def _parse_time(request: Request, name: str) -> datetime | None:
 async def _internal_events(request: Request) -> Response:
     """Record events that a task read from BankConnect's payload history; or count those that were missed.
 
-    Or keep that a task has registered a webhook endpoint.
+    Or keep that a task has registered a webhook endpoint. An unknown connection is a 400, because a 404 is the answer
+    of a server without the webhook receiver.
     """
     _check_internal_token(request)
-    conn_id = _check_conn_id(request)
+    conn_id = _check_conn_id(request, status=400)
     body = await _read(request, _MAX_INTERNAL_BYTES)
     rows, how = body.get("events"), body.get("how")
     if how == "registered":
@@ -144,7 +161,7 @@ async def _internal_events(request: Request) -> Response:
         raise _RefusedError(400, "fields", "how must be record, again, check or registered")
     outcomes = await _write(request, sent) if sent else []
     if Outcome.NO_LISTENER in outcomes:
-        await _refuse_no_listener(conn_id)
+        await _refuse_no_listener(conn_id, status=400)
     for event, outcome in zip((one.event for one in sent), outcomes, strict=True):
         if outcome is Outcome.RECORDED:
             Stats.incr("bankconnect.webhooks_caught_up", tags={"conn_id": tag_value(conn_id)})
@@ -171,11 +188,11 @@ async def _write(request: Request, sent: list[Sent]) -> list[Outcome]:
     return await writer.write(request.path_params["conn_id"], sent)
 
 
-async def _refuse_no_listener(conn_id: str) -> None:
+async def _refuse_no_listener(conn_id: str, status: int = 404) -> None:
     if await asyncio.to_thread(events.is_known_connection, conn_id):
         raise _RefusedError(503, "no_dag", f"No DAG was ever scheduled by the webhook asset of connection {conn_id!r}")
     _log.warning("Connection %r does not exist, and no DAG was ever scheduled by its webhook asset", conn_id)
-    raise _not_found("connection")
+    raise _unknown_connection(status)
 
 
 def _checks_address(request: Request) -> bool:
@@ -188,7 +205,8 @@ def _checks_address(request: Request) -> bool:
         return False
     if sum(hmac.compare_digest(given, address.check_token(valid, conn_id).encode()) for valid in tokens):
         return True
-    raise _not_found("token")
+    # The same response as Airflow's for an unknown path.
+    raise _RefusedError(404, "token", "Not Found")
 
 
 def _check_internal_token(request: Request) -> str:
@@ -196,22 +214,24 @@ def _check_internal_token(request: Request) -> str:
     tokens: tuple[str, ...] = request.app.state.tokens
     matching = [valid for valid in tokens if hmac.compare_digest(given, address.internal_token(valid).encode())]
     if not matching:
-        raise _not_found("internal_token")
+        raise _RefusedError(401, "internal_token", "Unauthorized")
     return matching[0]
 
 
-def _check_conn_id(request: Request) -> str:
+def _check_conn_id(request: Request, status: int = 404) -> str:
     conn_id: str = request.path_params["conn_id"]
     try:
         address.asset_uri(conn_id)
     except ValueError:
-        raise _not_found("connection") from None
+        raise _unknown_connection(status) from None
     return conn_id
 
 
-def _not_found(reason: str) -> _RefusedError:
-    # The same response as Airflow's for an unknown path.
-    return _RefusedError(404, reason, "Not Found")
+def _unknown_connection(status: int) -> _RefusedError:
+    if status == 404:  # noqa: PLR2004
+        # The same response as to a wrong token.
+        return _RefusedError(404, "connection", "Not Found")
+    return _RefusedError(status, "connection", "There is no such connection")
 
 
 async def _read(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -267,6 +287,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
     _log.warning("Refused a request with HTTP %d (%s): %s", error.status, error.reason, error)
     request.app.state.journal.refused(request.path_params.get("conn_id", ""), error.reason)
     headers = {"Connection": "close"} if error.status in {408, 413} else {}
+    if error.status == 401:  # noqa: PLR2004
+        headers["WWW-Authenticate"] = address.CHALLENGE
     return JSONResponse({"detail": str(error)}, status_code=error.status, headers=headers)
 
 

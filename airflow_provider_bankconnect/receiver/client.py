@@ -5,6 +5,7 @@ They send completed statements, to record them or to check them, and tell that a
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
@@ -25,13 +26,13 @@ MAX_EVENTS: Final = 500
 _COUNTS: Final = TypeAdapter(dict[str, int])
 _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason", "date_time")
 _READY: Final = TypeAdapter(dict[str, str])
+_ADVICE: Final = {
+    400: "check that the connection exists; see the API server's log",
+    503: "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see the API server's log",
+}
+_BY_DEFAULT: Final = "[core] execution_api_server_url, or [api] base_url"
 # A firewall that answers so, or a server that is busy, may let BankConnect through.
 _UNCLEAR: Final = {401, 403, 407, 408, 425, 429}
-_ADVICE: Final = {
-    404: "check that [bankconnect] webhook_token is the same on the API server, and that the connection exists",
-    405: "check that airflow-provider-bankconnect is installed on the API server",
-    503: "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see its log",
-}
 
 
 class WebhookReceiverError(AirflowException):
@@ -131,15 +132,20 @@ def _session() -> requests.Session:
 
 
 def _post(session: requests.Session, conn_id: str, body: Mapping[str, object], timeout: float) -> dict[str, int]:
-    url = f"{address.api_server_url()}{address.PREFIX}/events/{quote(conn_id, safe='')}"
     try:
+        base = address.api_server_url()
+    except ValueError as error:
+        raise WebhookReceiverError(str(error)) from None
+    try:
+        url = f"{base}{address.PREFIX}/events/{quote(conn_id, safe='')}"
         answer = session.post(url, json=body, timeout=timeout, allow_redirects=False)
-        counted = _COUNTS.validate_json(answer.content) if answer.status_code == requests.codes.ok else {}
-    except (requests.RequestException, ValidationError) as error:
-        where = f"the webhook receiver at {address.api_server_url()} ({type(error).__name__})"
-        advice = "check [core] execution_api_server_url (or [api] base_url), and that the API server runs"
-        raise WebhookReceiverError(f"No answer from {where}: {advice}") from None
-    if (status := answer.status_code) != requests.codes.ok:
-        advice = _ADVICE.get(status, "see the API server's log")
-        raise WebhookReceiverError(f"The webhook receiver answered HTTP {status}: {advice}")
-    return counted
+    except requests.RequestException as error:
+        advice = f"check [bankconnect] api_server_url (by default {_BY_DEFAULT}), and that the API server runs"
+        problem = f"No answer from the webhook receiver at {base} ({type(error).__name__})"
+        raise WebhookReceiverError(f"{problem}: {advice}") from None
+    status = answer.status_code
+    with contextlib.suppress(ValidationError):
+        if status == requests.codes.ok:
+            return _COUNTS.validate_json(answer.content)
+    advice = _ADVICE.get(status) or address.advice_on(status, answer.headers.get("WWW-Authenticate"))
+    raise WebhookReceiverError(f"{base} answered HTTP {status} to a request for the webhook receiver: {advice}")

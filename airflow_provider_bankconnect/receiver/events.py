@@ -304,6 +304,15 @@ def recent(since: datetime | None) -> tuple[datetime, list[tuple[int, str, Webho
     return now, [(number, conn_id, event) for number, conn_id, event in found if event]
 
 
+def ping() -> None:
+    """Send the database a query.
+
+    :raises sqlalchemy.exc.SQLAlchemyError: it does not answer.
+    """
+    with create_session(scoped=False) as session:
+        session.execute(select(1))
+
+
 def is_known_connection(conn_id: str) -> bool:
     """Return whether the API server finds a connection of that name."""
     from airflow.models.connection import Connection  # noqa: PLC0415 - rarely needed

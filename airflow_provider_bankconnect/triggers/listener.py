@@ -93,6 +93,7 @@ class EventListener:
             if not await asyncio.to_thread(address.is_on):
                 return
             self._token = (await asyncio.to_thread(address.tokens))[0]
+            address.api_server_url()
             context = await asyncio.to_thread(address.api_server_context)
         except (ValueError, OSError) as error:
             _log.warning("Waits continue without the webhook receiver: %s", error)
@@ -152,10 +153,11 @@ class EventListener:
 async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:
     """Raise for anything but 200; aiohttp's own check accepts a redirect."""
     if answer.status != 200:  # noqa: PLR2004
-        raise aiohttp.ClientResponseError(answer.request_info, (), status=answer.status)
+        raise aiohttp.ClientResponseError(answer.request_info, (), status=answer.status, headers=answer.headers)
 
 
 def _describe(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
-        return f"HTTP {error.status} {error.message}".strip()
+        challenge = error.headers.get("WWW-Authenticate") if error.headers else None
+        return f"{address.api_server_url()} answered HTTP {error.status}: {address.advice_on(error.status, challenge)}"
     return f"{type(error).__name__}: {error}"

@@ -80,7 +80,8 @@ def is_own_form(request: Request) -> bool:
         return site == "same-origin"
     # A proxy may have changed the host.
     own = {request.headers.get("host"), urlsplit(conf.get("api", "base_url", fallback=None) or "").netloc}
-    return origin is None or urlsplit(origin).netloc in own
+    # A base_url without a host must not match the origin "null".
+    return origin is None or urlsplit(origin).netloc in own - {""}
 
 
 class Pace:

@@ -11,6 +11,7 @@ from airflow_provider_bankconnect.ui.words import count_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from airflow_provider_bankconnect.ui.triggerers import Untaken
     from airflow_provider_bankconnect.ui.webhooks import ScheduledDag, Traffic
 
 # After a registration the first webhook should arrive in this time, if customers are sent to BankConnect at all.
@@ -118,6 +119,24 @@ def problems_of_refusals(refused: Mapping[str, int]) -> list[Problem]:
         )
         for reason, number in sorted(refused.items(), key=lambda item: -item[1])
     ]
+
+
+def problems_of_untaken(untaken: Untaken) -> list[Problem]:
+    """Return what deferred waits without a triggerer mean, the queue with most of them first."""
+    found = []
+    for queue, number in sorted(untaken.queues.items(), key=lambda item: -item[1]):
+        have = "has" if number == 1 else "have"
+        text = f"{count_of(number, 'open wait')} {have} had no running triggerer for a minute: nothing checks them"
+        start = f"start one with the queue {queue!r} (airflow triggerer --queues)" if queue else "start one"
+        if not untaken.runs:
+            why = f"No triggerer runs: {start}"
+        elif queue:
+            why = f"[triggerer] queues_enabled is on, and a triggerer takes only the queues that it is given: {start}"
+        else:
+            why = "A triggerer with --queues does not take them: start one without"
+        full = ". If one runs, it has as many triggers as its capacity allows" if untaken.runs else ""
+        found.append(Problem("error", f"{text}. {why}{full}"))
+    return found
 
 
 def _of_dags(dags: Sequence[ScheduledDag]) -> list[Problem]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow_provider_bankconnect.receiver import address
 from airflow_provider_bankconnect.records import CustomerGate
 from airflow_provider_bankconnect.ui.database import reading
-from airflow_provider_bankconnect.ui.health import Health, problems_of_refusals
+from airflow_provider_bankconnect.ui.health import Health, problems_of_refusals, problems_of_untaken
+from airflow_provider_bankconnect.ui.triggerers import untaken_waits
 from airflow_provider_bankconnect.ui.waits import OpenWait, deferred_waits, find_wait, waits_without_trigger
 from airflow_provider_bankconnect.ui.webhooks import (
     Traffic,
@@ -62,6 +63,8 @@ class WaitPage:
 class HealthPage:
     """The health of each connection.
 
+    :param notice: why there is nothing about webhooks; ``""`` if there is.
+    :param untaken: what is wrong with open waits, because no triggerer has taken them.
     :param receiver: what is wrong with the webhook receiver itself; ``""`` if nothing is.
     :param others: what was refused because it named no known connection.
     :param is_cut: whether more was refused and missed than was counted.
@@ -71,6 +74,8 @@ class HealthPage:
     receiver: str = ""
     others: Sequence[Problem] = ()
     is_cut: bool = False
+    notice: str = ""
+    untaken: Sequence[Problem] = ()
 
 
 @dataclass(frozen=True)
@@ -95,17 +100,19 @@ class Parts:
         self._reader = reader
         self._found: list[WebhookAsset] | None = None
 
-    def health(self) -> HealthPage | str:
-        """Return the health of the webhooks of each connection."""
-        if not address.is_supported():
-            return "Webhooks need Airflow 3.2 or later. The waits below do not depend on them."
-        receiver = _receiver_problem()
-        now = datetime.now(UTC)
+    def health(self) -> HealthPage:
+        """Return the health of the webhooks of each connection, and of the open waits."""
         with reading() as session:
-            assets, hidden = self._assets(session)
-            if hidden and not assets:
-                return _NOT_YOURS
-            return _health_page(session, assets, now, receiver)
+            untaken = problems_of_untaken(untaken_waits(session, self._reader.may_read_tasks))
+            return replace(self._health_of_webhooks(session), untaken=untaken)
+
+    def _health_of_webhooks(self, session: Session) -> HealthPage:
+        if not address.is_supported():
+            return HealthPage(notice="Webhooks need Airflow 3.2 or later. The waits below do not depend on them.")
+        assets, hidden = self._assets(session)
+        if hidden and not assets:
+            return HealthPage(notice=_NOT_YOURS)
+        return _health_page(session, assets, datetime.now(UTC), _receiver_problem())
 
     def webhooks(self, size: int, search: str = "", before: str = "") -> WebhookPage | str:
         """Return webhooks, the newest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from airflow.models.asset import AssetEvent, AssetModel, association_table
@@ -17,11 +17,11 @@ from airflow.models.trigger import Trigger
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import lazyload
 
-from airflow_provider_bankconnect import triggers
 from airflow_provider_bankconnect.records import CustomerGate, HistoryGate, ProgressGate
 from airflow_provider_bankconnect.sensors.customer import customer_of_run
 from airflow_provider_bankconnect.triggers import bankconnect as our_triggers
 from airflow_provider_bankconnect.ui.link import SENSORS
+from airflow_provider_bankconnect.ui.triggerers import OUR_TRIGGERS, PATIENCE, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_bankconnect.records import Gate
 
-_TRIGGERS: Final = f"{triggers.__name__}."
 _GATES: Final[dict[str, type[Gate]]] = dict(zip(SENSORS, (HistoryGate, ProgressGate, CustomerGate), strict=True))
 # States of a task that waits without a trigger.
 _WITHOUT_TRIGGER: Final = ("running", "up_for_reschedule")
@@ -60,7 +59,9 @@ class OpenWait:
     :param deadline: when it times out; None if that is not known.
     :param next_check: when its next poke is, as far as the database knows.
     :param every: its ``poke_interval`` in seconds; None if that is not known.
-    :param has_triggerer: whether a triggerer has taken it.
+    :param has_triggerer: whether a running triggerer has taken it.
+    :param is_untaken: whether it has had no running triggerer for longer than Airflow needs.
+    :param queue: of its trigger; ``""`` for none, as long as ``[triggerer] queues_enabled`` is off.
     :param assumed: what is not recorded, and what is taken instead.
     :param last_webhook: of the customer since the wait began, among the newest of the connection.
     :param knows_webhooks: whether ``last_webhook`` is None because there was none.
@@ -77,6 +78,8 @@ class OpenWait:
     next_check: datetime | None = None
     every: float | None = None
     has_triggerer: bool = True
+    is_untaken: bool = False
+    queue: str = ""
     assumed: str = ""
     last_webhook: datetime | None = None
     knows_webhooks: bool = False
@@ -169,9 +172,9 @@ def _task_columns(*more: Any) -> Select[Any]:  # noqa: ANN401 - columns
 
 def _deferred() -> Select[Any]:
     return (
-        _task_columns(Trigger)
+        _task_columns(Trigger, Trigger.triggerer_id.in_(running()).label("has_triggerer"))
         .join(Trigger, Trigger.id == TaskInstance.trigger_id)
-        .where(TaskInstance.state == "deferred", Trigger.classpath.startswith(_TRIGGERS))
+        .where(TaskInstance.state == "deferred", Trigger.classpath.startswith(OUR_TRIGGERS))
         # Airflow would load the task instances with the triggers.
         .options(lazyload(Trigger.task_instance))
     )
@@ -190,7 +193,14 @@ def _same_task(table: Any) -> Any:  # noqa: ANN401 - a mapped class, and a condi
 
 
 def _of_trigger(row: Any) -> OpenWait:  # noqa: ANN401 - a row
-    wait = replace(_bare(row), number=row.Trigger.id, has_triggerer=row.Trigger.triggerer_id is not None)
+    wait = replace(
+        _bare(row),
+        number=row.Trigger.id,
+        has_triggerer=bool(row.has_triggerer),
+        is_untaken=not row.has_triggerer and datetime.now(UTC) - row.Trigger.created_date > PATIENCE,
+        # Added in Airflow 3.2.
+        queue=getattr(row.Trigger, "queue", None) or "",
+    )
     try:
         kind = getattr(our_triggers, row.Trigger.classpath.rpartition(".")[2])
         trigger = kind(**decrypted(row.Trigger.encrypted_kwargs))

@@ -142,6 +142,8 @@ def test_a_dag_can_be_parsed(block):
     found = (value if isinstance(value, DAG) else getattr(value, "dag", None) for value in names.values())
     (dag,) = {id(value): value for value in found if isinstance(value, DAG)}.values()
     assert dag.task_ids
+    # One killed worker does not fail a task for good.
+    assert all(task.retries for task in dag.tasks)
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def configure(monkeypatch):
                 monkeypatch.setenv(variable, value)
         address.tokens.cache_clear()
 
-    set_settings(webhook_token=None, webhook_token_previous=None, public_url=None)
+    set_settings(webhook_token=None, webhook_token_previous=None, public_url=None, api_server_url=None)
     yield set_settings
     monkeypatch.undo()
     address.tokens.cache_clear()

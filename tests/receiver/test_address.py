@@ -140,7 +140,7 @@ def test_address_starts_with_the_configured_url(configure, base_url, public_url,
 
 @NEEDS_3_2
 @pytest.mark.parametrize(
-    "url", ["http://localhost:8080", "http://hooks.example.com", "hooks.example.com", "//x", "ftp://x"]
+    "url", ["http://localhost:8080", "http://hooks.example.com", "hooks.example.com", "//x", "ftp://x", "/airflow"]
 )
 def test_address_without_https_is_refused(configure, base_url, url):
     base_url(url)
@@ -179,13 +179,47 @@ def test_invalid_connection_id_is_refused(configure, conn_id):
         ("http://api:8080/execution/", "https://outside", "http://api:8080"),
         ("https://api/airflow/execution", None, "https://api/airflow"),
         (None, "https://outside/airflow/", "https://outside/airflow"),
+        (None, "/airflow", "http://localhost:8080/airflow"),
+        (None, "/", "http://localhost:8080"),
         (None, None, "http://localhost:8080"),
     ],
 )
+@pytest.mark.usefixtures("configure")
 def test_api_server_is_found_as_tasks_find_it(monkeypatch, base_url, execution_url, base, url):
     base_url(base)
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", execution_url or "")
+    if execution_url:
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", execution_url)
     assert address.api_server_url() == url
+    executor = import_module("airflow.executors.base_executor")
+    if hasattr(executor, "get_execution_api_server_url"):
+        assert f"{url}/execution" == executor.get_execution_api_server_url().rstrip("/")
+
+
+def test_api_server_with_the_plugins_may_be_another_than_that_of_the_tasks(configure, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "http://execution:8080/execution/")
+    for url in ("http://core:8080", "https://core.example.com/airflow"):
+        configure(api_server_url=f" {url}/ ")
+        assert address.api_server_url() == url
+
+
+INVALID_URLS = [
+    *("core:8080", "/airflow", "ftp://core", "http:///x", "http://:8080", "http://core:port", "http://core:0"),
+    *("http://private@core", "http://core/?private", "http://core/#private", "http://a core", "http://core\\x"),
+    *("http://[core", "http://core\n.example.com"),
+]
+
+
+@pytest.mark.parametrize("url", INVALID_URLS)
+def test_invalid_address_of_the_api_server_is_refused_without_its_value(configure, monkeypatch, base_url, url):
+    configure(api_server_url=url)
+    with pytest.raises(ValueError, match=r"\[bankconnect\] api_server_url must be an http:// or https://") as caught:
+        address.api_server_url()
+    assert url not in str(caught.value)
+    configure(api_server_url=None)
+    base_url(None)
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", url.replace("/airflow", "airflow"))
+    with pytest.raises(ValueError, match=r"\[core\] execution_api_server_url .* set \[bankconnect\] api_server_url"):
+        address.api_server_url()
 
 
 # The asset and its partitions

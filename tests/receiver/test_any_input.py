@@ -13,7 +13,7 @@ from airflow_provider_bankconnect.receiver import address
 
 pytestmark = NEEDS_3_2
 
-STATUSES = {200, 400, 404, 405, 408, 413, 415, 503}
+STATUSES = {200, 400, 401, 404, 405, 408, 413, 415, 503}
 GOOD = json.dumps(statement()).encode()
 NOT_JSON = "The body must be a JSON object, in UTF-8"
 INTERNAL = ("authorization", f"Bearer {address.internal_token(TOKEN)}")

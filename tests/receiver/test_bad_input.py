@@ -163,7 +163,7 @@ async def test_wrong_token_is_a_404(receiver, token):
         f"/webhok/{CONN_ID}/{TOKEN}",
         f"/webhook/{CONN_ID}?token={TOKEN}",
         "/",
-        "/events/",
+        "/event",
         "/other",
     ],
 )
@@ -210,7 +210,7 @@ async def test_both_tokens_are_valid_during_a_rotation(receiver, configure, sqli
 
 
 @pytest.mark.parametrize("settings", [{}, {"webhook_token": "weak"}, {"webhook_token_previous": PREVIOUS}])
-async def test_without_a_valid_token_all_paths_are_a_404(configure, caplog, settings):
+async def test_without_a_valid_token_no_path_does_anything(configure, caplog, settings):
     configure(**settings)
     off = Caller(api_server())
     for token in (TOKEN, PREVIOUS, "weak", "None", "%20"):
@@ -218,7 +218,7 @@ async def test_without_a_valid_token_all_paths_are_a_404(configure, caplog, sett
     internal_token = address.internal_token("")
     for authorization in ("", "Bearer ", f"Bearer {internal_token}"):
         answer = await off.send(f"{address.PREFIX}/events", method="GET", headers=[("authorization", authorization)])
-        assert answer.status == 404
+        assert answer.status == 401
     # Invalid settings are logged.
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == bool(settings)
 
@@ -465,13 +465,14 @@ async def test_airflow_may_be_served_below_a_path(receiver, sqlite):
     ["", "Bearer", "Bearer ", f"Bearer {TOKEN}", TOKEN, f"Bearer {OTHER}", "Basic eDp5", "Bearer é"],
 )
 @pytest.mark.usefixtures("sqlite")
-async def test_wrong_internal_token_is_a_404(receiver, authorization):
+async def test_wrong_internal_token_is_a_401_that_names_the_receiver(receiver, authorization):
     for method, path in (("GET", "/events"), ("POST", f"/events/{CONN_ID}"), ("POST", "/events/unknown")):
         headers = [JSON, ("authorization", authorization)] if authorization else [JSON]
         answer = await send(
             receiver, [b'{"how": "record", "events": []}'], *headers, path=address.PREFIX + path, method=method
         )
-        assert (answer.status, answer.body, answer.pieces) == (*NOT_FOUND, 0)
+        assert (answer.status, answer.body, answer.pieces) == (401, b'{"detail":"Unauthorized"}', 0)
+        assert answer.headers["www-authenticate"] == address.CHALLENGE
 
 
 @pytest.mark.parametrize(
@@ -497,10 +498,11 @@ async def test_invalid_request_of_a_task_is_a_400(receiver, sqlite, how, events,
 
 
 @pytest.mark.usefixtures("sqlite")
-async def test_tasks_get_a_404_or_503_for_a_connection_without_an_asset(receiver):
-    assert (await receiver.post_events("record", [statement()], conn_id="unknown")).status == 404
+async def test_tasks_get_a_400_or_503_for_a_connection_without_an_asset(receiver):
+    """A 404 would look as if the webhook receiver were not there."""
+    assert (await receiver.post_events("record", [statement()], conn_id="unknown")).status == 400
     assert (await receiver.post_events("record", [statement()], conn_id=NO_DAG)).status == 503
-    assert (await receiver.post_events("record", [statement()], conn_id=" ")).status == 404
+    assert (await receiver.post_events("record", [statement()], conn_id=" ")).status == 400
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,11 @@ def test_proxy_and_netrc_of_the_environment_are_ignored(served, monkeypatch, tmp
     assert served.front.headers[0]["authorization"].startswith("Bearer ")
 
 
+NOT_HERE = (
+    "to a request for the webhook receiver: this is not the webhook receiver. Set [bankconnect] api_server_url to"
+)
+
+
 def answer_of(status, body=b"{}", **headers):
     return status, headers, body
 
@@ -124,17 +129,23 @@ def answer_of(status, body=b"{}", **headers):
 @pytest.mark.parametrize(
     ("instead", "words"),
     [
-        (answer_of(404), "HTTP 404: check that [bankconnect] webhook_token is the same on the API server"),
-        (answer_of(405), "HTTP 405: check that airflow-provider-bankconnect is installed on the API server"),
-        (answer_of(503), "HTTP 503: no DAG is scheduled by the connection's webhook_asset, or the database is busy"),
-        (answer_of(500), "HTTP 500: see the API server's log"),
-        (answer_of(302, location="https://elsewhere.example.com/"), "HTTP 302"),
-        (answer_of(200, b"<html>"), "check [core] execution_api_server_url (or [api] base_url)"),
-        (answer_of(200, b""), "check [core] execution_api_server_url (or [api] base_url)"),
-        (answer_of(200, b"[]"), "check [core] execution_api_server_url (or [api] base_url)"),
-        (answer_of(200, b'{"recorded": "one"}'), "check [core] execution_api_server_url (or [api] base_url)"),
-        (answer_of(200, b'{"recorded": null}'), "check [core] execution_api_server_url (or [api] base_url)"),
-        (answer_of(204, b""), "HTTP 204"),
+        # An API server with the execution API only, and one without this package.
+        (answer_of(404, b'{"detail":"Not Found"}'), f"HTTP 404 {NOT_HERE}"),
+        (answer_of(405), f"HTTP 405 {NOT_HERE}"),
+        # A proxy.
+        (answer_of(401, **{"www-authenticate": 'Basic realm="x"'}), f"HTTP 401 {NOT_HERE}"),
+        (
+            answer_of(503),
+            "the webhook receiver: no DAG is scheduled by the connection's webhook_asset, or the database",
+        ),
+        (answer_of(500), "HTTP 500 to a request for the webhook receiver: see the API server's log"),
+        (answer_of(302, location="https://elsewhere.example.com/"), f"HTTP 302 {NOT_HERE}"),
+        (answer_of(200, b"<html>"), f"HTTP 200 {NOT_HERE}"),
+        (answer_of(200, b""), f"HTTP 200 {NOT_HERE}"),
+        (answer_of(200, b"[]"), f"HTTP 200 {NOT_HERE}"),
+        (answer_of(200, b'{"recorded": "one"}'), f"HTTP 200 {NOT_HERE}"),
+        (answer_of(200, b'{"recorded": null}'), f"HTTP 200 {NOT_HERE}"),
+        (answer_of(204, b""), f"HTTP 204 {NOT_HERE}"),
     ],
 )
 def test_other_answer_is_an_error_with_advice(served, instead, words):
@@ -150,9 +161,20 @@ def test_other_answer_is_an_error_with_advice(served, instead, words):
 def test_different_token_is_an_error(configure, sqlite):
     send_to_receiver(CONN_ID, rows(1), "record")
     configure(webhook_token=PREVIOUS)
-    with pytest.raises(WebhookReceiverError, match=r"webhook_token is the same on the API server"):
+    with pytest.raises(WebhookReceiverError, match=r"HTTP 401 .*\[bankconnect\] webhook_token is the same on the API"):
         send_to_receiver(CONN_ID, rows(2), "record")
     assert sqlite.recorded == ["1"]
+
+
+def test_receiver_may_be_on_another_api_server_than_the_execution_api(served, configure, monkeypatch, sqlite):
+    """As with ``airflow api-server --apps core``, and another with ``--apps execution``."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "https://localhost:1/execution/")
+    configure(webhook_token=TOKEN, api_server_url=served.url)
+    assert send_to_receiver(CONN_ID, rows(1), "record") == NOTHING | {"recorded": 1}
+    assert sqlite.recorded == ["1"]
+    configure(api_server_url="private")
+    with pytest.raises(WebhookReceiverError, match=r"\[bankconnect\] api_server_url must be"):
+        send_to_receiver(CONN_ID, rows(2), "record")
 
 
 @pytest.mark.usefixtures("served")
@@ -167,7 +189,8 @@ def test_connection_without_a_dag_is_an_error(monkeypatch):
 def test_unreachable_or_untrusted_server_is_an_error_with_the_setting(served, box, api_server_at):
     api_server_at("https://localhost:1", box.ca_file)
     with pytest.raises(
-        WebhookReceiverError, match=r"No answer .* at https://localhost:1 \(ConnectionError\): check \[core\]"
+        WebhookReceiverError,
+        match=r"No answer .* at https://localhost:1 \(ConnectionError\): check \[bankconnect\] api_server_url",
     ):
         send_to_receiver(CONN_ID, rows(1), "record")
     api_server_at(served.url)

@@ -50,6 +50,11 @@ def tasks():
     return {(dag_id, task.task_id): task for dag_id, dag in bag.dags.items() for task in dag.tasks}
 
 
+def test_no_task_of_an_example_fails_for_good_by_one_killed_worker(tasks):
+    assert len(tasks) == 10
+    assert {name for name, task in tasks.items() if not task.retries or not task.retry_delay} == set()
+
+
 def run_of(*extras, key=None, conf=None):
     """Return the context of a run with these asset events, as Airflow makes it."""
     from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor  # noqa: PLC0415 - needs Airflow 3

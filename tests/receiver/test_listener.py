@@ -294,11 +294,11 @@ async def test_error_streak_and_its_end_are_logged_once_each(served, post, caplo
         "No events from the webhook receiver",
         "The webhook receiver answers again",
     ] * 2
-    assert messages[0].endswith("HTTP 503")
+    assert messages[0].endswith("HTTP 503: see the API server's log")
 
 
 INSTEAD = {
-    "another token": (404, {}, b'{"detail": "Not Found"}'),
+    "an API server with the execution API only": (404, {}, b'{"detail": "Not Found"}'),
     "the page that Airflow shows for an unknown path": (200, {"content-type": "text/html"}, b"<html>"),
     "no JSON": (200, {"content-type": "application/json"}, b"{"),
     "no UTF-8": (200, {"content-type": "application/json"}, b'{"now": "\xff"}'),
@@ -326,6 +326,8 @@ async def test_any_other_answer_leaves_the_waits_running(served, post, caplog, i
         assert not event_listener()._task.done()
         (record,) = logged(caplog)
         assert record.levelname == "WARNING"
+        is_elsewhere = instead[0] != 200 or "html" in instead[1].get("content-type", "")
+        assert ("Set [bankconnect] api_server_url to" in record.getMessage()) == is_elsewhere
         assert TOKEN not in record.getMessage()
         assert address.internal_token(TOKEN) not in record.getMessage()
         served.front.instead = None
@@ -340,7 +342,25 @@ async def test_another_token_is_logged_once(served, configure, caplog):
     async with Wait():
         await some_requests_later(served)
         (record,) = logged(caplog)
-        assert record.getMessage().endswith("HTTP 404")
+        assert f"{served.url} answered HTTP 401: check that [bankconnect] webhook_token is" in record.getMessage()
+
+
+async def test_receiver_may_be_on_another_api_server_than_the_execution_api(served, post, configure, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "https://localhost:1/execution/")
+    configure(webhook_token=TOKEN, api_server_url=served.url)
+    async with Wait() as wait:
+        await some_requests_later(served)
+        await post(statement())
+        await until(lambda: wait.woken)
+
+
+async def test_invalid_address_of_the_api_server_is_logged_once(served, configure, caplog):
+    configure(webhook_token=TOKEN, api_server_url="private")
+    async with Wait():
+        await until(event_listener()._task.done)
+    (record,) = logged(caplog)
+    assert "[bankconnect] api_server_url must be" in record.getMessage()
+    assert not served.front.requests
 
 
 async def test_missing_certificate_bundle_is_logged(served, api_server_at, caplog, tmp_path):

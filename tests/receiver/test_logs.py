@@ -123,7 +123,7 @@ def test_logs_contain_no_token_and_nothing_of_a_body_but_its_fields(server, sqli
     for token in (TOKEN + "x", TOKEN.upper(), TOKEN + "%00", PREVIOUS + "/"):
         assert server.request(path_to(token=token), private) == 404
     for path in (f"webhok/{CONN_ID}/{TOKEN}", TOKEN, f"webhook/{TOKEN}", f"events/{TOKEN}", f"events?token={TOKEN}"):
-        for method, statuses in (("POST", {404, 405}), ("GET", {404, 405}), (TOKEN, {400, 404, 405})):
+        for method, statuses in (("POST", {401, 404, 405}), ("GET", {401, 404, 405}), (TOKEN, {400, 404, 405})):
             assert server.request(f"{address.PREFIX}/{path}", private, method=method) in statuses
     assert server.request(path_to() + f"?x={PRIVATE}", private) == 200
     assert server.request(path_to(), private, method="GET") == 405
@@ -142,7 +142,7 @@ def test_logs_contain_no_token_and_nothing_of_a_body_but_its_fields(server, sqli
     assert server.request(f"{events}?since={PRIVATE}", b"", internal_token, method="GET") == 400
     assert server.request(events, b"", internal_token, method="GET") == 200
     for authorization in (f"Bearer {TOKEN}", f"Basic {PRIVATE}", PRIVATE):
-        assert server.request(events, b"", f"Authorization: {authorization}", method="GET") == 404
+        assert server.request(events, b"", f"Authorization: {authorization}", method="GET") == 401
     # A locked database, and one that refuses the event.
     with sqlite.locked("update asset set id = id"):
         assert server.request(path_to(), private | {"statement_id": "locked"}) == 503

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -294,7 +295,7 @@ def test_receiver_error_fails_the_task_with_advice(served, box, sqlite, configur
         catch_up()
     api_server_at(served.url, box.ca_file)
     configure(webhook_token=PREVIOUS)
-    with pytest.raises(WebhookReceiverError, match=r"HTTP 404: check that \[bankconnect\] webhook_token is the same"):
+    with pytest.raises(WebhookReceiverError, match=r"HTTP 401 .* \[bankconnect\] webhook_token is the same"):
         catch_up()
     configure(webhook_token=TOKEN)
     assert catch_up() == counts(completed=2, recorded=1, duplicates=1)
@@ -395,8 +396,32 @@ async def test_check_of_the_address_records_nothing_and_works_with_both_tokens(p
         answer = await rotating.post(body, token=address.check_token(TOKEN, CONN_ID))
         assert (answer.status, answer.json(), answer.pieces) == (200, {"status": "ready"}, 0)
     check = address.check_token(TOKEN, CONN_ID)
-    assert (await Caller(public.front).post_events("record", [], token=check)).status == 404
+    assert (await Caller(public.front).post_events("record", [], token=check)).status == 401
     assert sqlite.events == []
+
+
+async def test_check_of_the_address_is_a_503_while_no_webhook_can_be_recorded(receiver, sqlite, monkeypatch, caplog):
+    """So a monitor sees it, too. The registration warns, and registers the address."""
+    from airflow_provider_bankconnect.receiver import app, events  # noqa: PLC0415 - needs Airflow 3.2
+
+    async def check():
+        answer = await receiver.post({}, token=address.check_token(TOKEN, CONN_ID))
+        return answer.status, answer.json()["status"]
+
+    assert await check() == (200, "ready")
+    with monkeypatch.context() as patch:
+        patch.setattr(events, "_MAX_QUEUED", 0)
+        assert await check() == (503, "not ready")
+    answered = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "_CHECK_SECONDS", 0.1)
+        patch.setattr(events, "ping", answered.wait)
+        assert await check() == (503, "not ready")
+    answered.set()
+    assert "no answer from the database (TimeoutError)" in caplog.text
+    assert await check() == (200, "ready")
+    # A monitor's checks are no refused webhooks.
+    assert sqlite.query("select count(*) from log where owner = 'bankconnect'") == [(0,)]
 
 
 def test_rotated_token_registers_a_new_address(public, box, configure):

@@ -25,7 +25,8 @@ WAIT = "bankconnect_wait_for_statement"
 REPORTS = "bankconnect_reports"
 CONNECTION = "AIRFLOW_CONN_BANKCONNECT_DEFAULT"
 FERNET_KEY = "c3lzdGVtLXRlc3RzLXN5c3RlbS10ZXN0cy1zeXN0ZW0="
-QUICK = {"poke_interval=30": "poke_interval=1"}
+NO_RETRIES = {'"retries": 2': '"retries": 0'}
+QUICK = {"poke_interval=30": "poke_interval=1", **NO_RETRIES}
 IN_POKE_MODE = {"deferrable=True": "deferrable=False"}
 # Limit in seconds for anything that a test waits for, on a busy machine.
 LONGEST = 600.0

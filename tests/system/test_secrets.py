@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
-from homes import IN_POKE_MODE, QUICK, REGISTER, REPORTS, WAIT, Home, Run
+from homes import IN_POKE_MODE, NO_RETRIES, QUICK, REGISTER, REPORTS, WAIT, Home, Run
 from leaks import Leak, decrypted, find_leaks, rows
 
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
@@ -120,7 +120,7 @@ def searched(new_home, keys, tmp_path_factory) -> Searched:
     """
     home = new_home(AIRFLOW__LOGGING__LOGGING_LEVEL="DEBUG")
     home.add("canary", CANARY)
-    home.add_example(REGISTER)
+    home.add_example(REGISTER, NO_RETRIES)
     home.add_example(WAIT, QUICK | ONE_TRY)
     home.add_example(WAIT, QUICK | ONE_TRY | IN_POKE_MODE, dag_id=POKE_MODE)
     home.add_example(WAIT, QUICK | SHORT, dag_id="short")
@@ -130,6 +130,7 @@ def searched(new_home, keys, tmp_path_factory) -> Searched:
         {
             'what=["xlsx"]': 'what=["xlsx", "pdf"]',
             "retries=10": "retries=0",
+            **NO_RETRIES,
             'since="{{ params.since }}"': "since=None",
             "poke_interval=60": "poke_interval=1",
         },

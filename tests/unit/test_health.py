@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_bankconnect.ui import words
-from airflow_provider_bankconnect.ui.health import REASONS, Health
+from airflow_provider_bankconnect.ui.health import REASONS, Health, problems_of_untaken
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 RECENT, OLD = NOW - timedelta(minutes=5), NOW - timedelta(days=3)
@@ -88,6 +88,27 @@ def test_errors_come_first_and_the_most_frequent_refusal_before_the_others():
     assert [text.partition(" ")[0] for _, text in found] == ["No", "1", "9", "1"]
 
 
+def untaken(*, runs: bool = True, **queues: int) -> list[str]:
+    return [text for _, text in problems_of_untaken(Untaken({name or None: n for name, n in queues.items()}, runs))]
+
+
+@dataclass
+class Untaken:
+    queues: dict[str | None, int]
+    runs: bool
+
+
+def test_waits_without_a_triggerer_are_named_by_queue_with_how_to_start_one():
+    first, second = untaken(**{"": 1, "slow": 2000})
+    assert first.startswith("2,000 open waits have had no running triggerer for a minute: nothing checks them.")
+    assert "[triggerer] queues_enabled is on" in first
+    assert "start one with the queue 'slow' (airflow triggerer --queues). If one runs, it has as many" in first
+    assert second.startswith("1 open wait has had no running triggerer")
+    assert "start one without. If one runs" in second
+    assert untaken(**{"": 1}, runs=False)[0].endswith("No triggerer runs: start one")
+    assert untaken() == []
+
+
 def test_each_reason_that_the_receiver_gives_has_a_meaning():
     import inspect  # noqa: PLC0415
     import re  # noqa: PLC0415
@@ -97,7 +118,7 @@ def test_each_reason_that_the_receiver_gives_has_a_meaning():
         pytest.skip("needs Airflow 3.2")
     from airflow_provider_bankconnect.receiver import app  # noqa: PLC0415
 
-    given = set(re.findall(r'(?:_RefusedError\(\d+, |_not_found\()"(\w+)"', inspect.getsource(app)))
+    given = set(re.findall(r'_RefusedError\(\w+, "(\w+)"', inspect.getsource(app)))
     assert {"token", "json"} < given
     assert given <= REASONS.keys()
 
