@@ -125,6 +125,7 @@ class Newcomer:
         network = {name: value for name, value in os.environ.items() if NETWORK.fullmatch(name)}
         self.environment = network | {"PATH": path, "HOME": str(self.home), "PWD": str(self.clone)}
         self.box: subprocess.Popen[bytes] | None = None
+        self.shown: list[str] = []
         self.passed = False
 
     def follow(self) -> None:
@@ -138,6 +139,9 @@ class Newcomer:
                 dag, place = read_first_dag(readme, text)
                 (self.home / place).parent.mkdir(parents=True, exist_ok=True)
                 (self.home / place).write_text(dag, encoding="utf-8")
+                self.shown = [
+                    line for block in read_blocks(text) if block.language == "text" for line in block.text.splitlines()
+                ]
                 for command in read_commands(text):
                     print(f"\n{page}, line {command.line}\n$ {command.text}", flush=True)
                     getattr(self, command.kind)(command.text)
@@ -221,6 +225,11 @@ class Newcomer:
         told = "".join(lines)
         if set(states.values()) != {"success"} or not ("Not yet: " in told and "work on entity" in told):
             raise ReadmeError(f"the tasks ended as {states}, after this:\n{said[-6000:]}")
+        for line in self.shown:
+            # What differs from run to run has a digit, or is left out.
+            words = (r"\S+" if re.search(r"\d", word) else re.escape(word) for word in line.split())
+            if not re.search(r"\s+".join(words).replace(re.escape("..."), ".*"), said):
+                raise ReadmeError(f"no line of the log is like {line!r}, in this:\n{said[-6000:]}")
         self.passed = True
         print("\n".join(f"          {line}" for line in lines))
         say(f"the gate waited and passed, and the task after it has run: {states}")
