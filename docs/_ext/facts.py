@@ -113,7 +113,7 @@ class CommandHelp(SphinxDirective):
             self.env.note_dependency(str(path))
         printed = io.StringIO()
         # argparse breaks lines at the width of the terminal.
-        with redirect_stdout(printed), suppress(SystemExit), mock.patch.dict(os.environ, COLUMNS="88"):
+        with redirect_stdout(printed), suppress(SystemExit), mock.patch.dict(os.environ, COLUMNS="72"):
             main([*self.arguments, "--help"])
         text = printed.getvalue().rstrip()
         block = nodes.literal_block(text, text, language="text")
