@@ -77,9 +77,9 @@ standalone: $(READY)  ## Run a whole Airflow with the webhook receiver and simul
 	@$(PY) -W ignore scripts/standalone.py $(if $(PORT),--port $(PORT)) $(if $(EVERY),--every $(EVERY)) $(if $(RELAY),--relay)
 
 docs: $(READY)  ## Build the documentation in docs/_build/html; warnings are errors
-	$(PY) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	$(PY) -m sphinx -W --keep-going -n -q -a -b html docs docs/_build/html
 
-readme: $(READY)  ## Run the commands and the DAG of README.md in a new environment (4 min)
+readme: $(READY)  ## Run the commands of README.md and the quick start in a new environment (6 min)
 	@$(PY) scripts/readme.py
 
 browser: $(READY)  ## Test the connection form and the page in Chromium (4 min); FAB=1 with FAB; pictures in .cache/browser

@@ -1,9 +1,9 @@
-"""`make readme`: runs the README's commands on a machine that has Python, make and a network.
+"""`make readme`: runs the commands of the quick start and the README on a machine that has Python, make and a network.
 
-It uses a fresh clone, an empty home, and from the environment only PATH and the network settings. It runs the README's
-bash blocks in order, as a new reader does, and saves the ten-line DAG where the README says. That DAG's gate must pass,
-and the task after it must run. The exit code is 1 where the README is wrong. `tests/package/test_readme.py` reads the
-blocks with the same code.
+It uses a fresh clone, an empty home, and from the environment only PATH and the network settings. It runs the bash
+blocks of both pages in order, as a new reader does, and saves the ten-line DAG where they say. That DAG's gate must
+wait and then pass, and the task after it must run. The exit code is 1 where a page is wrong.
+`tests/package/test_readme.py` reads the blocks with the same code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from contextlib import closing
 from pathlib import Path
@@ -24,18 +25,20 @@ from typing import Final, NamedTuple
 import processes
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PACKAGE: Final = "airflow-provider-bankconnect"
+PAGES: Final = ("docs/quick-start.rst", "README.md")
 VERSIONS: Final = f"constraints/constraints-3.3.2-py3{sys.version_info[1]}.txt"
-# Kinds of commands in the README, each with the method of Newcomer that runs it. Any other command is an error.
+# Kinds of commands on the pages, each with the method of Newcomer that runs it. Any other command is an error.
 KINDS: Final = {
     "skip": r"make test|make standalone",
-    "run": r"make demo|python3 -m venv \w+ && \. \w+/bin/activate|export AIRFLOW_CONN_\w+=.+|airflow db migrate",
-    "install": rf"pip install '?{PACKAGE}(?:\[\w+\])?'?",
-    "help": r"python -m airflow_provider_bankconnect[\w.]* --help",
+    "run": r"make demo|python3 -m venv \w+ && \. \w+/bin/activate|export AIRFLOW_CONN_\w+=.+|airflow db migrate"
+    r"|pip wheel --no-deps --wheel-dir dist \.",
+    "install": r"pip install (?:'?\.(?:\[\w+\])?'?|dist/\S+\.whl|git\+https://\S+\.git)",
     "sandbox": r"python -m airflow_provider_bankconnect\.sandbox .+",
     "dag": r"airflow dags test \w+ .+",
+    "explain": r"python -m airflow_provider_bankconnect explain .+",
+    "trigger": r"airflow dags trigger \w+ .+",
 }
-# The README does not say how a machine reaches the network.
+# The pages do not say how a machine reaches the network.
 NETWORK: Final = re.compile(r"PIP_\w+|UV_\w+|SSL_CERT_\w+|(?i:\w+_proxy)")
 # Limit in seconds for each command.
 LONGEST: Final = 1800.0
@@ -43,11 +46,11 @@ STARTED: Final = time.monotonic()
 
 
 class ReadmeError(Exception):
-    """The README is wrong; the message says where."""
+    """A page is wrong; the message says where."""
 
 
 class Block(NamedTuple):
-    """A fenced block, and the line in which it starts."""
+    """A block of code, and the line in which it starts."""
 
     language: str
     text: str
@@ -62,19 +65,23 @@ class Command(NamedTuple):
     line: int
 
 
-def read_blocks(readme: str) -> list[Block]:
-    """Return all blocks in order."""
-    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
-    return [Block(found[1], found[2], readme[: found.start(2)].count("\n") + 1) for found in fences]
+def read_blocks(page: str) -> list[Block]:
+    """Return all blocks of a Markdown or reStructuredText page in order."""
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    directives = re.finditer(r"^\.\. code-block:: (\w+)\n\n((?:   .*\n|\n)+)", page, flags=re.MULTILINE)
+    return [
+        Block(found[1], textwrap.dedent(found[2]).rstrip("\n") + "\n", page[: found.start(2)].count("\n") + 1)
+        for found in (*fences, *directives)
+    ]
 
 
-def read_commands(readme: str) -> list[Command]:
+def read_commands(page: str) -> list[Command]:
     """Return the commands of all bash blocks; a command continues on the next line after an open quote or a backslash.
 
     :raises ReadmeError: a command is of no known kind.
     """
     commands = []
-    for block in read_blocks(readme):
+    for block in read_blocks(page):
         text = ""
         for number, line in enumerate(block.text.splitlines() if block.language == "bash" else (), start=block.line):
             text = f"{text}\n{line}" if text else re.sub(r"(^|\s+)#\s.*$", "", line)
@@ -97,19 +104,19 @@ def _is_whole(text: str) -> bool:
     return not text.endswith("\\")
 
 
-def read_first_dag(readme: str) -> tuple[str, str]:
-    """Return the first DAG, and the path below the reader's home where the README saves it.
+def read_first_dag(readme: str, page: str) -> tuple[str, str]:
+    """Return the README's first DAG, and the path below the reader's home where a page saves it.
 
-    :raises ReadmeError: the README names no path.
+    :raises ReadmeError: the page names no path.
     """
-    place = re.search(r"ten lines at the top as `~/([\w/]+\.py)`", readme)
+    place = re.search(r"ten lines (?:at the top )?as ``?~/([\w/]+\.py)`", page)
     if not place:
         raise ReadmeError("it does not say where to save the ten lines")
     return next(block.text for block in read_blocks(readme) if block.language == "python"), place[1]
 
 
 class Newcomer:
-    """A reader of the README with a new machine that has Python and make."""
+    """A reader with a new machine that has Python and make."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home, self.clone = folder, folder / "home", folder / "clone"
@@ -118,6 +125,7 @@ class Newcomer:
         network = {name: value for name, value in os.environ.items() if NETWORK.fullmatch(name)}
         self.environment = network | {"PATH": path, "HOME": str(self.home), "PWD": str(self.clone)}
         self.box: subprocess.Popen[bytes] | None = None
+        self.shown: list[str] = []
         self.passed = False
 
     def follow(self) -> None:
@@ -125,19 +133,22 @@ class Newcomer:
         clone = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", str(ROOT), str(self.clone)]
         subprocess.run(clone, check=True)
         readme = (self.clone / "README.md").read_text(encoding="utf-8")
-        commands = read_commands(readme)
-        text, place = read_first_dag(readme)
-        say(f"the first ten lines are saved as ~/{place}")
-        (self.home / place).parent.mkdir(parents=True)
-        (self.home / place).write_text(text, encoding="utf-8")
         try:
-            for command in commands:
-                print(f"\nREADME.md, line {command.line}\n$ {command.text}", flush=True)
-                getattr(self, command.kind)(command.text)
+            for page in PAGES:
+                text = (self.clone / page).read_text(encoding="utf-8")
+                dag, place = read_first_dag(readme, text)
+                (self.home / place).parent.mkdir(parents=True, exist_ok=True)
+                (self.home / place).write_text(dag, encoding="utf-8")
+                self.shown = [
+                    line for block in read_blocks(text) if block.language == "text" for line in block.text.splitlines()
+                ]
+                for command in read_commands(text):
+                    print(f"\n{page}, line {command.line}\n$ {command.text}", flush=True)
+                    getattr(self, command.kind)(command.text)
         finally:
             self.end_sandbox()
         if not self.passed:
-            raise ReadmeError("it does not say how to run the ten lines")
+            raise ReadmeError("no page says how to run the ten lines")
 
     def skip(self, _: str) -> None:
         say("skipped: CI runs it separately")
@@ -173,18 +184,18 @@ class Newcomer:
             )
 
     def install(self, command: str) -> None:
-        wheels = self.folder / "wheels"
-        if not wheels.exists():
-            build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels)]
-            subprocess.run([*build, str(self.clone)], check=True, capture_output=True)
-        (wheel,) = wheels.iterdir()
-        say(f"{wheel.name}, built from the clone, replaces the name on PyPI; constraints: {VERSIONS}")
-        replaced = re.sub(rf"'?{PACKAGE}(\[\w+\])?'?", lambda name: f"'{wheel}{name[1] or ''}'", command)
-        self.run(f"{replaced} -c {VERSIONS}")
+        local = re.sub(r"git\+https://\S+", f"git+file://{self.clone}", command)
+        say(f"constraints: {VERSIONS}{'; the clone replaces the repository' if local != command else ''}")
+        self.run(f"{local} -c {VERSIONS}")
 
-    def help(self, command: str) -> None:
-        if "usage:" not in self.run(command):
-            raise ReadmeError("its help has no usage line")
+    def explain(self, command: str) -> None:
+        if "PASSED" not in self.run(command):
+            raise ReadmeError("the verdict is not PASSED")
+
+    def trigger(self, command: str) -> None:
+        """Trigger a run, after what the DAG processor of a running Airflow does."""
+        self.run("airflow dags reserialize")
+        self.run(command)
 
     def sandbox(self, command: str) -> None:
         """Run the sandbox as in another terminal, and paste the export line that it prints."""
@@ -206,16 +217,22 @@ class Newcomer:
             self.box = None
 
     def dag(self, command: str) -> None:
-        """Run the ten lines: the gate must pass, and the task after it must log what the README says."""
+        """Run the ten lines: the gate must wait and pass, and the task after it must log what the pages say."""
         said = self.run(command)
         with closing(sqlite3.connect(self.home / "airflow" / "airflow.db")) as database:
             states = dict(database.execute("select task_id, state from task_instance").fetchall())
-        lines = [line for line in said.splitlines() if re.search(r"work on entity \w|Waited ", line)]
-        if set(states.values()) != {"success"} or not re.search(r"work on entity", "".join(lines)):
+        lines = [line for line in said.splitlines() if re.search(r"Not yet: |work on entity \w|Waited ", line)]
+        told = "".join(lines)
+        if set(states.values()) != {"success"} or not ("Not yet: " in told and "work on entity" in told):
             raise ReadmeError(f"the tasks ended as {states}, after this:\n{said[-6000:]}")
+        for line in self.shown:
+            # What differs from run to run has a digit, or is left out.
+            words = (r"\S+" if re.search(r"\d", word) else re.escape(word) for word in line.split())
+            if not re.search(r"\s+".join(words).replace(re.escape("..."), ".*"), said):
+                raise ReadmeError(f"no line of the log is like {line!r}, in this:\n{said[-6000:]}")
         self.passed = True
         print("\n".join(f"          {line}" for line in lines))
-        say(f"the gate passed, and the task after it has run: {states}")
+        say(f"the gate waited and passed, and the task after it has run: {states}")
 
 
 def say(words: str) -> None:
@@ -224,7 +241,7 @@ def say(words: str) -> None:
 
 
 def main() -> int:
-    """Follow the README: return 0 when it is right."""
+    """Follow the pages: return 0 when they are right."""
     processes.end_as_by_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="readme-") as folder:
         try:
@@ -233,9 +250,9 @@ def main() -> int:
             print("\nStopped. Nothing is left running.")
             return 130
         except ReadmeError as error:
-            print(f"\nREADME.md is wrong: {error}", file=sys.stderr)
+            print(f"\nThe page is wrong: {error}", file=sys.stderr)
             return 1
-    say("README.md is right")
+    say(f"{' and '.join(PAGES)} are right")
     return 0
 
 

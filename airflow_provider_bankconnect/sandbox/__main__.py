@@ -35,7 +35,8 @@ _STOPPED_BY_CTRL_C: Final = 130
 
 _DESCRIPTION: Final = """\
 A mock BankConnect server on this machine: its API over HTTPS, invented customers, webhooks, and faults on request.
-It sends nothing off the machine and needs no credentials. Ctrl-C ends it."""
+It sends nothing off the machine and needs no credentials. Its timeline begins with the first request to the API.
+Ctrl-C ends it."""
 
 _EPILOG: Final = """\
 examples
@@ -120,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             server_hash=options.server_hash,
             statements=statements,
             faults=faults,
+            # A person takes a minute to paste the connection and to start a DAG.
+            waits_for_request=True,
             seed=options.seed,
             timezone=options.timezone,
             history_omits_unsent=options.history_omits_unsent,
@@ -240,7 +243,7 @@ def _print_start(
         f"Webhook endpoint that you can register: {box.inbox_url}",
         "For Airflow (to register this endpoint, set allow_private_host=True):",
         f"  export AIRFLOW_CONN_BANKCONNECT_DEFAULT={shlex.quote(connection)}",
-        "Timeline, in seconds from now:",
+        "Timeline, in seconds from the first request:",
         *(f"  {_describe_statement(one)}" for one in sorted(statements, key=lambda one: one.after)),
         *(f"  fault: {_describe_fault(one)}" for one in faults),
         *([f"  {options.silent_address} answers no connection"] if options.silent_address else []),

@@ -84,6 +84,7 @@ class Vendor:
         self.requests: deque[Record] = deque(maxlen=log_size)
         self.counts: Counter[str] = Counter()
         self.stopping = asyncio.Event()
+        self.begin: Callable[[], None] | None = None
         self._world = world
         self._faults = faults
         self._keys = keys
@@ -96,7 +97,10 @@ class Vendor:
         self._random = random.Random(f"{world.seed}/shuffles")
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one request."""
+        """Answer one request; the first one calls ``begin`` before that."""
+        if self.begin is not None:
+            begin, self.begin = self.begin, None
+            begin()
         path = request.scope["raw_path"].decode("ascii", "replace")
         call = _Call("file", path.removeprefix(FILES)) if path.startswith(FILES) else _parse_call(path)
         record = await self._record(request, call.name)

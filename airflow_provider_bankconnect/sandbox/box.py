@@ -45,6 +45,8 @@ class Sandbox:
     :param api_key: and ``server_hash``: the keys that requests must carry; None for invented ones.
     :param statements: the statements of the timeline; ``box.play()`` adds more.
     :param faults: the faults from the start; ``box.fault()`` adds more.
+    :param waits_for_request: begin the timeline of ``statements`` and ``faults`` with the first request to the API, and
+        not at the start.
     :param seed: the same seed invents the same customers, and the same faults for the same requests.
     :param timezone: zone of the payloads' ``date_time``.
     :param history_omits_unsent: omit from the history the statements that sent no webhook, because of the mode or
@@ -77,6 +79,7 @@ class Sandbox:
         server_hash: str | None = None,
         statements: Iterable[Statement] = (),
         faults: Iterable[Fault] = (),
+        waits_for_request: bool = False,
         seed: int = 0,
         timezone: str = "UTC",
         history_omits_unsent: bool = False,
@@ -100,6 +103,7 @@ class Sandbox:
         self.port, self._host = port, host
         self._silent = None if silent_address is None else SilentAddress(silent_address, host)
         self._statements, self._first_faults = list(statements), list(faults)
+        self._waits_for_request = waits_for_request
         log = on_event or (lambda _: None)
         status = _one_of("transaction_status", transaction_status, get_args(TransactionStatus))
         self._world = World(
@@ -132,7 +136,7 @@ class Sandbox:
         self.stop()
 
     def start(self) -> Self:
-        """Start the server and the timeline.
+        """Start the server, and the timeline unless it waits for a request.
 
         :raises OSError: the port is in use, or the host or the silent address is no address of this machine.
         """
@@ -151,11 +155,17 @@ class Sandbox:
         self._world.on_change = self._wake_sender
         if isinstance(self.clock, SimulatedClock):
             self.clock.on_advance(self._clock_moved)
+        if self._waits_for_request:
+            self._vendor.begin = self._begin
+        else:
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
         for fault in self._first_faults:
             self.fault(fault)
         for statement in self._statements:
             self.play(statement)
-        return self
 
     def stop(self) -> None:
         """Stop the server at once, and remove its files."""

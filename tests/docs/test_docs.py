@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from html.parser import HTMLParser
 from importlib.metadata import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 import templates
 import yaml
 from airflow.providers.common.compat.sdk import DAG
 from forks import Forks
+from packaging.requirements import Requirement
 
+from airflow_provider_bankconnect import __version__, api
 from airflow_provider_bankconnect.__main__ import main
 from airflow_provider_bankconnect.api import ConnectionSettings
 from airflow_provider_bankconnect.get_provider_info import get_provider_info
+from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
 from airflow_provider_bankconnect.receiver.address import PREFIX
 from airflow_provider_bankconnect.relay.command import main as relay
 from airflow_provider_bankconnect.sandbox import Sandbox, Statement
@@ -31,67 +39,109 @@ from airflow_provider_bankconnect.sandbox.play import read_file
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 _BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:   .*\n|\n)+)", re.MULTILINE)
+OURS = metadata("airflow-provider-bankconnect")
+WHEEL = rf"airflow_provider_bankconnect-{re.escape(__version__)}-py3-none-any\.whl"
+# Of the width of the page on a computer. On a phone lines continue on the next line.
+LONGEST_LINE = 90
 BLOCKS = [
     (f"{page.relative_to(DOCS).with_suffix('')}-{number}", language, textwrap.dedent(text).strip())
     for page in sorted(DOCS.rglob("*.rst"))
     for number, (language, text) in enumerate(_BLOCK.findall(page.read_text(encoding="utf-8")), start=1)
 ]
-BASH = [block for _, language, block in BLOCKS if language == "bash"]
+
+
+# `make readme` runs the commands of the quick start, with a new Airflow.
+readme = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "readme.py")))
+
+# The quick start is run as a whole, by `make readme`.
+QUICK_START = readme.read_commands((DOCS / "quick-start.rst").read_text(encoding="utf-8"))
+BLOCKS_TO_RUN = [found for found in BLOCKS if not found[0].startswith("quick-start-")]
+BASH = [block for _, language, block in BLOCKS_TO_RUN if language == "bash"]
 
 
 def run(command, **more):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, **more)
 
 
-def test_the_documentation_builds_without_a_warning(tmp_path):
+class Page(HTMLParser):
+    """The links of a page, and what on it can be linked to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.anchors = set(), {""}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, _, attributes):
+        found = dict(attributes)
+        self.anchors.add(found.get("id"))
+        self.links |= {found[name] for name in ("href", "src") if found.get(name)}
+
+
+def test_the_documentation_builds_without_a_warning_and_its_internal_links_lead_somewhere(tmp_path):
     done = run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", str(DOCS), str(tmp_path)])
     assert done.returncode == 0, done.stderr
 
-    assert {page.stem for page in tmp_path.glob("*.html")} >= {"index", "changelog", "security"}
-    changelog = (tmp_path / "changelog.html").read_text(encoding="utf-8")
-    assert "BankConnectWebhookPayloadSensor" in changelog
-    rules = (tmp_path / "sensors" / "bankconnect.html").read_text(encoding="utf-8")
-    assert "It passes" in rules
-    assert "continues, times out" in rules
+    pages = {path: Page(path) for path in tmp_path.rglob("*.html")}
+    assert {path.stem for path in pages} >= {page.stem for page in DOCS.rglob("*.rst")}
+    assert "BankConnectWebhookPayloadSensor" in (tmp_path / "changelog.html").read_text(encoding="utf-8")
+    for page, content in pages.items():
+        for link in content.links:
+            path, _, anchor = unquote(link).partition("#")
+            path = path.partition("?")[0]
+            if re.match(r"\w+:", link):
+                # Web addresses are not requested.
+                assert link.startswith(("https://", "data:", "mailto:")), f"{page.name}: {link}"
+                continue
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor and target in pages:
+                assert anchor in pages[target].anchors, f"{page.name}: {link}"
 
 
-def test_a_missing_heading_of_the_readme_is_an_error(tmp_path):
-    (tmp_path / "docs").mkdir()
-    for name in ("conf.py", "changelog.rst"):
-        (tmp_path / "docs" / name).write_text((DOCS / name).read_text(encoding="utf-8"), encoding="utf-8")
-    for name in ("README.md", "CHANGELOG.md", "airflow_provider_bankconnect"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    index = "Title\n=====\n\n.. readme:: table 1 of A heading that nobody wrote\n\n.. toctree::\n\n   changelog\n"
-    (tmp_path / "docs" / "index.rst").write_text(index, encoding="utf-8")
-
-    done = run([sys.executable, "-m", "sphinx", "-W", "-q", str(tmp_path / "docs"), str(tmp_path / "html")])
-
-    assert done.returncode != 0
-    assert "README.md has no heading 'A heading that nobody wrote'" in done.stderr
+def test_relative_links_of_the_other_texts_lead_to_files():
+    for text in (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASING.md")):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text.read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), f"{text.name}: {link}"
 
 
 def blocks(chosen):
     return pytest.mark.parametrize(
-        "block", [pytest.param(block, id=name) for name, language, block in BLOCKS if chosen(language, block)]
+        "block", [pytest.param(block, id=name) for name, language, block in BLOCKS_TO_RUN if chosen(language, block)]
     )
 
 
-def test_every_code_block_is_run_by_a_test_below():
+def test_every_code_block_is_run_by_a_test_below_or_by_make_readme():
     texts = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.rst"))
     assert texts.count("code-block::") == len(BLOCKS)
     assert not re.search(r"^(?!\.\. ).*::$", texts, flags=re.MULTILINE)
-    commands = {block.split(maxsplit=3)[2] if block.startswith("python") else block.split()[0] for block in BASH}
-    assert {language for _, language, _ in BLOCKS} == {"python", "bash", "toml", "yaml", "docker", "nginx"}
-    assert commands == {"pip", "airflow", "airflow_provider_bankconnect", "airflow_provider_bankconnect.sandbox"}
+    languages = {"python", "bash", "toml", "yaml", "docker", "nginx", "console", "text"}
+    assert {language for _, language, _ in BLOCKS} == languages
+    assert {command.kind for command in QUICK_START} >= {"run", "install", "sandbox", "dag", "explain"}
+    others = [line for block in BASH for line in block.replace("\\\n", "").splitlines() if re.match(r"\w+ ", line)]
+    patterns = (
+        r"python -m airflow_provider_bankconnect(?:\.sandbox| explain| examples| constraints)\b.*",
+        r"pip (?:install|wheel) .*",
+        r"airflow connections add .*",
+        r"airflow providers get airflow-provider-bankconnect",
+        r"export AIRFLOW_CONN_BANKCONNECT_DEFAULT='\{",
+    )
+    for line in others:
+        assert any(re.fullmatch(pattern, line) for pattern in patterns), line
+
+
+def test_no_line_of_code_is_wider_than_the_page():
+    for name, language, block in BLOCKS:
+        if language not in {"console", "text"}:
+            wide = [line for line in block.splitlines() if len(line) > LONGEST_LINE]
+            assert not wide, f"{name}: {wide}"
 
 
 @blocks(lambda language, block: language == "python" and "with DAG(" in block)
 def test_a_dag_can_be_parsed(block):
     names = {"__name__": "pasted"}
     exec(compile(block, "docs", "exec"), names)  # noqa: S102 - the test is that it runs
-    (dag,) = {
-        id(value.dag): value.dag for value in names.values() if isinstance(getattr(value, "dag", None), DAG)
-    }.values()
+    found = (value if isinstance(value, DAG) else getattr(value, "dag", None) for value in names.values())
+    (dag,) = {id(value): value for value in found if isinstance(value, DAG)}.values()
     assert dag.task_ids
     # One killed worker does not fail a task for good.
     assert all(task.retries for task in dag.tasks)
@@ -180,28 +230,104 @@ def test_the_sandbox_reads_the_shown_file(block, tmp_path):
     assert len(faults) == block.count("[[fault]]")
 
 
-@blocks(lambda language, block: language == "bash" and "pip install" in block)
+@blocks(lambda language, block: language == "bash" and block.startswith("pip "))
 def test_pip_installs_this_package_and_its_extras(block):
-    ours = metadata("airflow-provider-bankconnect")
     for line in block.splitlines():
-        name, extra = re.fullmatch(r"pip install '?([a-z-]+)(?:\[(\w+)\])?'?", line).groups()
-        assert name == ours["Name"]
-        assert extra is None or extra in ours.get_all("Provides-Extra")
+        if line.startswith("pip wheel "):
+            continue
+        options, what = re.fullmatch(r"pip install (?:-c (\S+) )?(.+)", line).groups()
+        assert options is None or (ROOT / options).exists()
+        (requirement,) = shlex.split(what)
+        name, extra = re.fullmatch(r"([^[ @]+)(?:\[(\w+)\])?", requirement).groups()
+        assert name in {".", OURS["Name"]} or re.fullmatch(
+            rf"(dist/)?{WHEEL}|git\+https://\S+/{OURS['Name']}\.git", name
+        )
+        assert extra is None or extra in OURS.get_all("Provides-Extra")
+
+
+@blocks(lambda language, block: language == "bash" and block.startswith("export "))
+def test_the_shown_variable_has_a_valid_connection(block, monkeypatch):
+    (assignment,) = shlex.split(block)[1:]
+    monkeypatch.setenv(*assignment.split("=", 1))
+    check_settings(BankConnectHook().settings)
 
 
 @pytest.mark.system
 @blocks(lambda language, block: language == "bash" and block.startswith("airflow "))
-def test_the_shown_airflow_command_adds_a_valid_connection(block, forks):
+def test_the_shown_airflow_command_does_what_the_page_says(block, forks):
     (command,) = commands(block)
-    for _, *arguments in (command, shlex.split("airflow connections get bankconnect_default --output json")):
-        done = forks.run("-m", "airflow", *arguments)
-    (found,) = json.loads(done.stdout[done.stdout.index("[{") :])
-    settings = ConnectionSettings.parse(
-        "it", host=found["host"], port=found["port"], password=found["password"], extra=found["extra_dejson"]
+    lines = [command[1:], shlex.split("connections get bankconnect_default --output json")]
+    # In one process, because each spends seconds on the import of Airflow's commands.
+    run_all = "from airflow.cli.cli_parser import get_parser\n" + "".join(
+        f"arguments = get_parser().parse_args({line})\narguments.func(arguments)\n"
+        for line in (lines if command[1] == "connections" else lines[:1])
     )
+    done = forks.run("-c", run_all)
+    if command[1] != "connections":
+        assert OURS["Name"] in done.stdout
+        return
+    (found,) = json.loads(done.stdout[done.stdout.index("[{") :])
     assert found["conn_type"] == "bankconnect"
+    check_settings(
+        ConnectionSettings.parse(
+            "it", host=found["host"], port=found["port"], password=found["password"], extra=found["extra_dejson"]
+        )
+    )
+
+
+def check_settings(settings):
     assert settings.base_url == "https://apis.bankconnect.finbox.in/bank-connect/v1"
     assert (settings.server_hash, settings.api_key) == ("YOUR-SERVER-HASH", "YOUR-API-KEY")
+
+
+def test_what_explain_prints_on_the_pages_is_what_the_tests_make():
+    shown = {block for _, language, block in BLOCKS if language == "console"}
+    made = (ROOT / "tests" / "integration" / "explain").glob("*.txt")
+    assert shown == {path.read_text(encoding="utf-8").rstrip() for path in made}
+
+
+@blocks(lambda language, _: language == "text")
+def test_the_shown_line_of_a_log_is_that_of_a_test(block):
+    source = (ROOT / "tests" / "unit" / "test_wait.py").read_text(encoding="utf-8")
+    assert block in {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+
+
+METRICS = r"bankconnect\.[a-z]+_\w+"
+
+
+def test_the_page_of_metrics_has_each_metric_and_no_other():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "airflow_provider_bankconnect").rglob("*.py")]
+    sent = {name for text in sources for name in re.findall(rf'Stats\.\w+\(\s*f?"({METRICS})"', text)}
+    # One name in the code is made of an outcome.
+    sent |= {"bankconnect.webhooks_recorded", "bankconnect.webhooks_duplicate"}
+    page = (DOCS / "reference" / "metrics.rst").read_text(encoding="utf-8")
+    assert set(re.findall(rf"``({METRICS})``", page)) == sent
+    guide = (DOCS / "metrics.rst").read_text(encoding="utf-8")
+    assert set(re.findall(rf"``({METRICS})``", guide)) <= sent
+
+
+def test_the_page_of_errors_has_each_error():
+    page = (DOCS / "reference" / "errors.rst").read_text(encoding="utf-8")
+    assert set(re.findall(r"``(BankConnect\w*Error)``", page)) == {*api.errors.__all__} | {"BankConnectWaitError"}
+
+
+def test_the_table_of_airflows_matches_the_constraints_and_their_pins():
+    tested = {}
+    for path in sorted((ROOT / "constraints").glob("*.txt")):
+        airflow, minor = re.fullmatch(r"constraints-([\d.]+)-py3(\d+)", path.stem).groups()
+        tested.setdefault(airflow, {})[f"3.{minor}"] = path.read_text(encoding="utf-8")
+    page = (DOCS / "compatibility.rst").read_text(encoding="utf-8")
+    rows = re.findall(r"^   \* - (\d[\d.]+)\n     - (3[\d., ]+)\n     - (.+)$", page, flags=re.MULTILINE)
+    assert {airflow: pythons.split(", ") for airflow, pythons, _ in rows} == {
+        airflow: list(files) for airflow, files in tested.items()
+    }
+    pins = [(airflow, pin) for airflow, _, there in rows for pin in re.findall(r"``([a-z]+<[\d.]+)``", there)]
+    assert pins == re.findall(r"\* - ([\d.]+)\n +- ``([a-z]+<[\d.]+)``", page)
+    for airflow, pin in pins:
+        requirement = Requirement(pin)
+        for python, text in tested[airflow].items():
+            (kept,) = re.findall(rf"^{requirement.name}==(.+)$", text, flags=re.MULTILINE)
+            assert kept in requirement.specifier, f"Airflow {airflow}, Python {python}: {requirement.name} {kept}"
 
 
 SETTINGS = get_provider_info()["config"]["bankconnect"]["options"]
@@ -241,7 +367,7 @@ def test_the_shown_image_installs_this_package_beside_its_own_airflow(block):
     airflow, package, again = re.fullmatch(
         r"FROM apache/airflow:(\S+)\nRUN pip install --no-cache-dir (\S+) apache-airflow==(\S+)", block
     ).groups()
-    assert (airflow, package) == (again, metadata("airflow-provider-bankconnect")["Name"])
+    assert (airflow, package) == (again, OURS["Name"])
 
 
 @pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")

@@ -1,4 +1,4 @@
-"""What customers do and what becomes of the task, in poke, reschedule and deferred mode; the README's recipes."""
+"""What customers do and what becomes of the task, in poke, reschedule and deferred mode; docs/recipes.rst."""
 
 from __future__ import annotations
 

@@ -319,3 +319,16 @@ def test_any_callable_can_be_the_clock(serve, eventually):
 def test_an_unknown_zone_is_refused_by_name():
     with pytest.raises(ValueError, match=r"timezone: 'Nowhere/Land'.*Asia/Kolkata"):
         Sandbox(timezone="Nowhere/Land")
+
+
+def test_a_timeline_that_waits_for_a_request_begins_with_it(serve):
+    clock = SimulatedClock()
+    statement = Statement(link_id="l", after=20)
+    with serve(statements=[statement], waits_for_request=True, clock=clock) as client:
+        clock.advance(3600)
+        client.control("GET", "requests")
+        assert client.history("l") == []
+        clock.advance(19)
+        assert client.history("l") == []
+        clock.advance(1)
+        assert [row["progress"] for row in client.history("l")] == ["completed"]
