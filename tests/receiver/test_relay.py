@@ -90,20 +90,24 @@ async def test_bad_input_gets_the_answer_of_the_receiver(receiver, sqlite, queue
     good = json.dumps(statement()).encode()
     paths = ["/webhook", "/webhook/", f"//webhook/{CONN_ID}/{TOKEN}", f"/webhook/{CONN_ID}/{TOKEN}/", "/other", "/"]
     async with running(queue) as relay:
+
+        async def compare(*request, **more):
+            """Send a request to both; Airflow's middlewares add headers."""
+            of_relay, of_receiver = [await one.send(*request, **more) for one in (relay, receiver)]
+            assert of_relay._replace(headers={}) == of_receiver._replace(headers={})
+            assert of_relay.headers.items() <= of_receiver.headers.items()
+
         for body in bodies:
-            assert (await relay.post(body))[:3] == (await receiver.post(body))[:3]
-        for path in (names.PREFIX + path for path in paths):
-            assert (await relay.send(path, [good], headers=[JSON]))[:3] == (
-                await receiver.send(path, [good], headers=[JSON])
-            )[:3]
+            await compare(path_to(), [body if isinstance(body, bytes) else json.dumps(body).encode()], headers=[JSON])
+        for path in paths:
+            await compare(names.PREFIX + path, [good], headers=[JSON])
         for token in ("wrong", TOKEN[:-1], TOKEN.upper(), "%00", "%FF", PREVIOUS):
-            assert await relay.send(path_to(token=token), [good]) == await receiver.send(path_to(token=token), [good])
+            await compare(path_to(token=token), [good])
         for more in ({"headers": []}, {"headers": [("content-type", "text/plain")]}, {"method": "GET"}):
-            for pieces in ([b"no"], [good[:9], CUT_OFF]):
-                answers = [await one.send(path_to(), pieces, **more) for one in (relay, receiver)]
-                assert answers[0][:3] == answers[1][:3]
+            await compare(path_to(), [b"no"], **more)
+            await compare(path_to(), [good[:9], CUT_OFF], **more)
         for conn_id in (".", "..", " ", "None"):
-            assert (await relay.post(good, conn_id=conn_id))[:3] == (await receiver.post(good, conn_id=conn_id))[:3]
+            await compare(path_to(conn_id), [good])
     assert queue.status().waiting == 0
     assert not sqlite.events
 
