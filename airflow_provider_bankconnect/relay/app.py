@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _GROUP_SIZE: Final = 500
+_GATHER_SECONDS: Final = 0.01
 # With more that wait for the database, BankConnect would give up before the last one is kept.
 _MOST_PENDING: Final = 5000
 _READY_SECONDS: Final = 5.0
@@ -166,6 +167,8 @@ class Relay(Intake):
 
     async def _write(self) -> None:
         while self._pending:
+            # A transaction costs more than a webhook, and those of a burst come within milliseconds.
+            await asyncio.sleep(_GATHER_SECONDS)
             group = [self._pending.popleft() for _ in range(min(len(self._pending), _GROUP_SIZE))]
             error: Exception | None = None
             kept = 0

@@ -204,23 +204,26 @@ class Queue:
 
     def settle(self, claim: str, settled: Iterable[Settled]) -> int:
         """Settle webhooks of a claim, in one transaction, and return how many of them are still this claim's."""
-        now, changed = self._clock(), 0
+        now, column = self._clock(), _WEBHOOKS.c
+        settled = list(settled)
+        done = [one for one in settled if one.how == "done"]
+        marks = sorted({one.mark for one in done if one.mark})
         with self._engine.begin() as connection:
+            which = sa.and_(column.number.in_([one.number for one in done]), column.claim == claim)
+            changed = int(connection.execute(sa.delete(_WEBHOOKS).where(which)).rowcount)
             for one in settled:
-                mine = sa.and_(_WEBHOOKS.c.number == one.number, _WEBHOOKS.c.claim == claim)
                 if one.how == "done":
-                    result = connection.execute(sa.delete(_WEBHOOKS).where(mine))
-                else:
-                    values: dict[str, Any] = {"claim": None, "not_before": now + one.seconds}
-                    if one.how == "again":
-                        values["tries"] = _WEBHOOKS.c.tries + 1
-                    if one.how == "refused":
-                        values["refused"] = one.why
-                    result = connection.execute(sa.update(_WEBHOOKS).where(mine).values(**values))
-                changed += result.rowcount
-                if one.mark:
-                    connection.execute(sa.delete(_DONE).where(_DONE.c.mark == one.mark))
-                    connection.execute(sa.insert(_DONE).values(mark=one.mark, done_at=now))
+                    continue
+                values: dict[str, Any] = {"claim": None, "not_before": now + one.seconds}
+                if one.how == "again":
+                    values["tries"] = column.tries + 1
+                if one.how == "refused":
+                    values["refused"] = one.why
+                which = sa.and_(column.number == one.number, column.claim == claim)
+                changed += int(connection.execute(sa.update(_WEBHOOKS).where(which).values(**values)).rowcount)
+            if marks:
+                connection.execute(sa.delete(_DONE).where(_DONE.c.mark.in_(marks)))
+                connection.execute(sa.insert(_DONE), [{"mark": mark, "done_at": now} for mark in marks])
         return changed
 
     def mark_sent(self, claim: str, numbers: Collection[int]) -> None:

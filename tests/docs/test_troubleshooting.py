@@ -30,17 +30,21 @@ and cure, add the text to its first cell."""
 CAUGHT = {
     "too large": "get_analysis() raises 'but not JSON' instead",
     "the rest of the body is not needed": "only the status of such an answer counts",
+    "the last try returns or raises": "never raised: it tells mypy that the loop before it does not end",
 }
 # What is raised or logged here is the text of another error, whose own row says what to do.
 OTHER_TEXT = {
+    "catching_up.py:run": "of an id that is not valid: its parts have a row",
     "connection.py:parse": "of the field",
     "explain_command.py:main": "of an argument",
     "hooks/addresses.py:begin": "of the operating system",
     "hooks/addresses.py:race": "of the operating system",
     "hooks/sync_http.py:_new_conn": "of urllib3",
-    "receiver/app.py:_check_internal_token": "one word, for Airflow's own components",
-    "receiver/app.py:_parse": "of pydantic, for each field",
     "receiver/client.py:_post": "of the setting that holds the address",
+    "receiver/intake.py:check_internal_token": "one word, for Airflow's own components and the relay",
+    "receiver/intake.py:parse": "of pydantic, for each field",
+    "relay/app.py:_parse": "the fields, of a request that only BankConnectRelayOperator sends",
+    "relay/command.py:main": "of a setting",
     "sandbox/__main__.py:main": "of an argument, or of the operating system",
     "sandbox/play.py:read_fault": "of a field",
     "sandbox/play.py:read_file": "of the operating system, or of a field",

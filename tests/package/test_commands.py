@@ -26,7 +26,7 @@ def test_without_arguments_it_says_which_commands_there_are_and_loads_nothing_sl
     code = "import sys; sys.argv[1:] = []; from airflow_provider_bankconnect.__main__ import main; code = main();"
     code += "print(sorted({'airflow', 'pydantic', 'requests', 'argparse'} & sys.modules.keys()), code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert commands_of(done.stdout) == ["explain", "sandbox", "examples", "constraints"]
+    assert commands_of(done.stdout) == ["explain", "relay", "sandbox", "examples", "constraints"]
     assert done.stdout.splitlines()[-1] == "[] 0"
 
 
@@ -49,7 +49,7 @@ def test_an_unknown_word_is_answered_with_the_known_ones(capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("'explian' is no command")
-    assert said.err.endswith("explain, sandbox, examples, constraints\n")
+    assert said.err.endswith("explain, relay, sandbox, examples, constraints\n")
 
 
 def test_examples_are_listed_with_what_they_do(capsys):

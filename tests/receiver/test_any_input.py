@@ -41,7 +41,7 @@ events = st.builds(
 )
 batches = st.fixed_dictionaries(
     {
-        "how": st.sampled_from(["record", "again", "check", "registered"]) | anything,
+        "how": st.sampled_from(["record", "again", "check", "webhook", "registered"]) | anything,
         "events": st.lists(events, max_size=3) | anything,
     },
     optional={"here": st.booleans() | anything},

@@ -51,7 +51,7 @@ def tasks():
 
 
 def test_no_task_of_an_example_fails_for_good_by_one_killed_worker(tasks):
-    assert len(tasks) == 10
+    assert len(tasks) == 11
     assert {name for name, task in tasks.items() if not task.retries or not task.retry_delay} == set()
 
 

@@ -123,6 +123,20 @@ def shown(tmp_path_factory):
         )
 
 
+def test_with_a_relay_it_shows_that_webhooks_come_through_it(tmp_path):
+    with standalone(tmp_path, "--every", QUICK, "--relay") as job:
+        job.until_printed("Airflow      starts a run for link:loan-001")
+        job.process.send_signal(signal.SIGINT)
+        assert job.ends() == 0, job.output
+    story = [
+        "Relay        starts at https://localhost:",
+        "BankConnect  sends webhooks to",
+        "Relay        Handed on 1 webhooks",
+    ]
+    places = [job.output.index(words) for words in story]
+    assert places == sorted(places)
+
+
 def test_it_shows_a_customer_from_webhook_to_work_and_ends_on_ctrl_c(shown):
     """The fixture has checked that no process and no temporary file is left."""
     assert shown.code == 0, shown.output
