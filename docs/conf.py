@@ -41,7 +41,8 @@ autodoc_typehints_format = "short"
 facts_typed_modules = [
     f"airflow_provider_bankconnect.{name}"
     for name in (
-        *("sensors.bankconnect", "operators.bankconnect", "operators.storage", "hooks.bankconnect", "api", "wait"),
+        *("sensors.bankconnect", "hooks.bankconnect", "api", "wait"),
+        *("operators.bankconnect", "operators.catch_up", "operators.relay", "operators.storage"),
         *("triggers.bankconnect", "receiver.address", "sandbox.box", "sandbox.models"),
     )
 ]
