@@ -119,7 +119,7 @@ def test_every_code_block_is_run_by_a_test_below_or_by_make_readme():
     assert {command.kind for command in QUICK_START} >= {"run", "install", "sandbox", "dag", "explain"}
     others = [line for block in BASH for line in block.replace("\\\n", "").splitlines() if re.match(r"\w+ ", line)]
     patterns = (
-        r"python -m airflow_provider_bankconnect(?:\.sandbox| explain| examples| constraints)\b.*",
+        r"python -m airflow_provider_bankconnect(?:\.sandbox| explain| relay| examples| constraints)\b.*",
         r"pip (?:install|wheel) .*",
         r"airflow connections add .*",
         r"airflow providers get airflow-provider-bankconnect",
