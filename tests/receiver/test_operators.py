@@ -190,7 +190,7 @@ def test_unreadable_link_fails_the_task_after_the_others(box, sqlite, log):
         box.payload(link_id=link_id, statement_id=str(number))
     box.fault(Fault(kind="status", status=400, call="webhook_payloads", times=1))
     with pytest.raises(
-        BankConnectError, match=r"Could not read the history of 1 of 3 links, first 'loan-1': .*HTTP 400"
+        BankConnectError, match=r"Could not catch up on 1 of 3 links, first 'loan-1': .*HTTP 400"
     ):
         catch_up()
     assert sqlite.recorded == ["1", "2"]

@@ -103,7 +103,7 @@ def test_airflow_hides_the_tokens(run):
 
 def test_every_setting_is_declared_and_has_a_fallback(configure):
     section = get_provider_info()["config"][address.SECTION]
-    assert set(section["options"]) == {"webhook_token", "webhook_token_previous", "public_url"}
+    assert set(section["options"]) == {"webhook_token", "webhook_token_previous", "public_url", "api_server_url"}
     for name, option in section["options"].items():
         assert option["version_added"] == get_provider_info()["versions"][0]
         assert option["description"]

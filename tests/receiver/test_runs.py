@@ -13,7 +13,7 @@ from airflow_provider_bankconnect.receiver import address
 
 if not address.is_supported():
     pytest.skip("needs Airflow 3.2", allow_module_level=True)
-from airflow_provider_bankconnect.receiver import events, measure, runs
+from airflow_provider_bankconnect.receiver import measure, runs
 from airflow_provider_bankconnect.receiver.app import make_app
 
 IS_3_2 = address.airflow_version.startswith("3.2.")
@@ -296,9 +296,9 @@ class Measured:
 async def test_customers_without_a_run_are_measured_until_the_last_event_is_late_and_each_has_a_run(
     receiver, monkeypatch
 ):
-    measured, writer = Measured(monkeypatch), events.Writer()
+    measured = Measured(monkeypatch)
     receiver.app.routes[-1].app._app = app = make_app()
-    app.state.writer = writer
+    writer = app.state.writer
     await receiver.post(row())
     task = writer.measuring._task
     await measured.twice_more()

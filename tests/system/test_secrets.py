@@ -337,6 +337,7 @@ def test_search_reads_trigger_arguments_rendered_fields_xcom_and_runs(searched):
             "failure_grace",
             "bankconnect_conn_id",
             "wait",
+            "webhooks_expected",
         }
         assert set(_arguments(text)["wait"]) == set(WaitArguments.__annotations__)
     for table in ("rendered_task_instance_fields", "xcom", "dag_run"):
