@@ -189,12 +189,10 @@ def test_unreadable_link_fails_the_task_after_the_others(box, sqlite, log):
     for number, link_id in enumerate(LINKS):
         box.payload(link_id=link_id, statement_id=str(number))
     box.fault(Fault(kind="status", status=400, call="webhook_payloads", times=1))
-    with pytest.raises(
-        BankConnectError, match=r"Could not catch up on 1 of 3 links, first 'loan-1': .*HTTP 400"
-    ):
+    with pytest.raises(BankConnectError, match=r"Could not catch up on 1 of 3 links, first 'loan-1': .*HTTP 400"):
         catch_up()
     assert sqlite.recorded == ["1", "2"]
-    assert "Could not read the history of link 'loan-1', continuing" in log()
+    assert "Could not read the history of 'loan-1', continuing" in log()
     # The retry records the rest.
     assert catch_up() == counts(completed=3, recorded=1, duplicates=2)
 
