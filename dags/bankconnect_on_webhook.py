@@ -1,6 +1,6 @@
 """Runs when a webhook arrives: the webhook starts the run, BankConnect's own records decide whether its gate passes.
 
-Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`. Unpause it, and only then run
+Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`. Unpause this DAG, and only then run
 `bankconnect_register_webhook` without a `webhook_url`. The customer may have a link or not. Three statements of one
 customer start up to three runs. Of the runs that see the same statements with a time, one does the work. Of statements
 that only the progress has, which has no times, each run does the work.
