@@ -1,8 +1,9 @@
 """Records missed webhooks, for instance after an outage, a wrong `webhook_mode` or a deployment.
 
-Keep the links that you expect in the Airflow variable `bankconnect_expected_links`, as a JSON list, or take them from
-where you keep your open applications: `link_ids` may also be an iterator, or a file with one link a line, such as
-`link_ids="s3://aws_default@bucket/links.txt"`. Other links cannot be found. Needs Airflow 3.2.
+Keep the links that you expect in the Airflow variable `bankconnect_expected_links`, as a JSON list (`airflow variables
+set bankconnect_expected_links '["loan-4711"]'`), or take them from where you keep your open applications: `link_ids`
+may also be an iterator, or a file with one link a line, such as `link_ids="s3://aws_default@bucket/links.txt"`. Other
+links cannot be found. Needs Airflow 3.2.
 
 It also starts the runs of statements whose webhook was recorded while `bankconnect_on_webhook` was paused, or whose
 pending run Airflow dropped because the schedule was edited. If another DAG on the same asset has run for them, run this

@@ -1,9 +1,9 @@
 """Runs when a webhook arrives: the webhook starts the run, BankConnect's own records decide whether its gate passes.
 
-Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`; run `bankconnect_register_webhook` without a
-`webhook_url` first. The customer may have a link or not. Three statements of one customer start up to three runs. Of
-the runs that see the same statements with a time, one does the work. Of statements that only the progress has, which
-has no times, each run does the work.
+Needs Airflow 3.2 and the setting `[bankconnect] webhook_token`. Unpause this DAG, and only then run
+`bankconnect_register_webhook` without a `webhook_url`. The customer may have a link or not. Three statements of one
+customer start up to three runs. Of the runs that see the same statements with a time, one does the work. Of statements
+that only the progress has, which has no times, each run does the work.
 
 The partition key of a run names its customer: the list of runs has a filter and a column for it.
 
@@ -52,7 +52,7 @@ with DAG(
         events = [event for of_asset in triggering_asset_events.values() for event in of_asset]
         # A run by hand has no events, and neither has one whose events were purged.
         started_by = {event.extra["statement_id"] for event in events if "statement_id" in event.extra}
-        # A row without a time may be the newest.
+        # Work only in the run of the newest statement. Rows without a time have no order, so each of them works.
         newest = [row for row in rows if row["date_time"] is None] + rows[:1]
         return not started_by or any(row["statement_id"] in started_by for row in newest)
 
