@@ -53,7 +53,7 @@ test: lint  ## Check style and types, and run all tests but the long ones; FULL=
 	PYTHONDONTWRITEBYTECODE= $(if $(FULL),BANKCONNECT_TESTS=full )$(PY) -m pytest -n 4 --dist loadfile; \
 	wait $$types || { echo "mypy has found errors: see above, before or between the tests" >&2; exit 1; }
 
-long: $(READY)  ## Run the tests that make test leaves out because they take long (3 min)
+long: $(READY)  ## Run the tests that make test leaves out because they take long (5 min)
 	$(PY) -m pytest -n 2 --dist loadfile -m long --deselect tests/receiver/test_relay.py --deselect tests/system/test_receiver.py --deselect tests/system/test_standalone.py
 
 receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow on PostgreSQL (10 min)

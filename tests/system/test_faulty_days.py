@@ -10,7 +10,7 @@ from homes import WAIT
 
 from airflow_provider_bankconnect.sandbox import Fault, Sandbox, Statement
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 SEEDS = 10
 ENDINGS = [

@@ -30,6 +30,7 @@ from airflow_provider_bankconnect.sandbox import Sandbox, Statement
 
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.long,
     pytest.mark.skipif(not address.is_supported(), reason="the webhook receiver needs Airflow 3.2"),
 ]
 
@@ -237,7 +238,6 @@ def test_webhook_wakes_an_open_wait_before_its_next_poke(world):
     live.wait_until("the wait has ended", lambda: state() == "success", PATIENCE)
 
 
-@pytest.mark.long
 def test_three_statements_of_one_customer_start_three_runs_and_one_does_the_work(world):
     for number in range(3):
         # BankConnect's times have whole seconds: these statements ended two seconds apart.
@@ -260,7 +260,6 @@ def test_three_statements_of_one_customer_start_three_runs_and_one_does_the_work
     )
 
 
-@pytest.mark.long
 def test_events_recorded_while_a_dag_is_paused_can_be_recorded_again(world):
     live = world.live
     live.unpause(LISTENER, paused=True)
@@ -276,7 +275,6 @@ def test_events_recorded_while_a_dag_is_paused_can_be_recorded_again(world):
     live.wait_until("they have runs", lambda: world.tasks(LISTENER, "nothing", "paused-").keys() == links, PATIENCE)
 
 
-@pytest.mark.long
 def test_webhooks_missed_while_the_api_server_is_down_are_caught_up(world):
     live = world.live
     live.stop("api-server")
@@ -308,7 +306,6 @@ def catch_up(world, links, *, again=False):
     return live.api("GET", f"{path}/taskInstances/catch_up/xcomEntries/return_value?deserialize=true")["value"]
 
 
-@pytest.mark.long
 def test_killed_api_server_loses_no_acknowledged_event_and_duplicates_none(world):
     """The sandbox sends unanswered webhooks again: in the end, each statement has one event."""
     live, box = world.live, world.box
