@@ -97,7 +97,7 @@ class Receiver:
         """Hand on webhooks, all in one request, or one by one if one of them is refused."""
         answer = self._post(conn_id, webhooks)
         if answer.status_code == requests.codes.ok:
-            return [Result(outcome) for outcome in _read_outcomes(answer, len(webhooks))]
+            return _read_results(answer, len(webhooks))
         if len(webhooks) > 1:
             return [result for one in webhooks for result in self.hand_on(conn_id, [one], claim)]
         # It is about this webhook only if none is accepted.
@@ -107,7 +107,7 @@ class Receiver:
         # Between the two requests whatever refused all may have ended.
         answer = self._post(conn_id, webhooks)
         if answer.status_code == requests.codes.ok:
-            return [Result(outcome) for outcome in _read_outcomes(answer, 1)]
+            return _read_results(answer, 1)
         return [Result("refused", f"HTTP {answer.status_code}{_detail(answer)}")]
 
     def close(self) -> None:
@@ -151,11 +151,11 @@ def _not_now(answer: requests.Response) -> NotNowError:
     return NotNowError(f"Airflow's API server answered HTTP {status}: {advice}", seconds=retry_after(answer))
 
 
-def _read_outcomes(answer: requests.Response, count: int) -> list[Literal["recorded", "duplicate", "failed"]]:
+def _read_results(answer: requests.Response, count: int) -> list[Result]:
     with contextlib.suppress(ValidationError):
         outcomes = _Outcomes.model_validate_json(answer.content).outcomes
         if len(outcomes) == count:
-            return outcomes
+            return [Result(outcome) for outcome in outcomes]
     advice = "an API server with an older airflow-provider-bankconnect takes no webhooks from a relay"
     raise NotNowError(f"Airflow's API server answered HTTP 200 without the outcomes: {advice}")
 
