@@ -10,6 +10,8 @@ from collections import Counter
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+import tenacity
+
 from airflow_provider_bankconnect import api
 from airflow_provider_bankconnect.gate import Expectation, Row, newest_of_each_statement, why_not_considered
 from airflow_provider_bankconnect.link_ids import BadId, LinkIds
@@ -265,19 +267,32 @@ class Recorder:
                 raise
 
     def _send(self, events: list[tuple[str, dict[str, str | None]]]) -> dict[str, int]:
-        for pause in (*_PAUSES, None):
-            try:
-                return send_to_receiver(self._conn_id, [row for _, row in events], self._how)
-            except WebhookReceiverError as error:
-                # With again, a request that arrived though nobody answered must not be sent twice.
-                if pause is None or not error.is_passing or self._how == "again" or self.is_stopping:
-                    raise
-                _log.warning("%s; trying again in %.0f s", error, pause)
-                # In short steps: no signal ends a sleep.
-                over = time.monotonic() + pause
-                while time.monotonic() < over and not self.is_stopping:
-                    time.sleep(_PATIENCE / 4)
-        raise AssertionError("the last try returns or raises")
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._may_try_again),
+            stop=tenacity.stop_after_attempt(1 + len(_PAUSES)),
+            wait=lambda state: (*_PAUSES, 0.0)[state.attempt_number - 1],
+            sleep=self._sleep,
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        return retrying(send_to_receiver, self._conn_id, [row for _, row in events], self._how)
+
+    def _may_try_again(self, error: BaseException) -> bool:
+        # With again, a request that arrived though nobody answered must not be sent twice.
+        is_passing = isinstance(error, WebhookReceiverError) and error.is_passing
+        return is_passing and self._how != "again" and not self.is_stopping
+
+    def _sleep(self, seconds: float) -> None:
+        # In short steps: no signal ends a sleep.
+        over = time.monotonic() + seconds
+        while time.monotonic() < over and not self.is_stopping:
+            time.sleep(_PATIENCE / 4)
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    pause = state.next_action.sleep if state.next_action else 0
+    _log.warning("%s; trying again in %.0f s", error, pause)
 
 
 class Failed:

@@ -30,7 +30,6 @@ and cure, add the text to its first cell."""
 CAUGHT = {
     "too large": "get_analysis() raises 'but not JSON' instead",
     "the rest of the body is not needed": "only the status of such an answer counts",
-    "the last try returns or raises": "never raised: it tells mypy that the loop before it does not end",
 }
 # What is raised or logged here is the text of another error, whose own row says what to do.
 OTHER_TEXT = {
