@@ -36,8 +36,8 @@ TOKEN: Final = "benchmark-token-0123456789"  # noqa: S105 - of an Airflow that r
 # Postgres counts what an idle connection did after ten seconds.
 COUNTED: Final = 12.0
 DAGS: Final = ("bankconnect_on_webhook", "bench_wait", "bench_receiver", "bench_keyed", "bench_plain")
-CASES: Final = "poke,wait,receiver,keyed_few,plain_few,keyed,plain,again,again_keyed,wrong,sqlite,sqlite_keyed"
-QUICK_CASES: Final = "poke,wait,receiver,keyed_few,again,wrong,sqlite"
+CASES: Final = "poke,wait,receiver,keyed_few,plain_few,keyed,plain,again,again_keyed,wrong,workers,sqlite,sqlite_keyed"
+QUICK_CASES: Final = "poke,wait,receiver,keyed_few,again,wrong,workers,sqlite"
 FEW: Final = 10
 ON_SQLITE: Final = {"sqlite", "sqlite_keyed"}
 
@@ -57,10 +57,21 @@ class Size:
     wrong: int = 10_000
     warm: int = 2_000
     settle: float = 10.0
+    rounds: int = 3
 
 
 QUICK: Final = Size(
-    single=3, old=5_000, burst=100, over=1.0, again=10, together=40, afterwards=10.0, wrong=500, warm=100, settle=3.0
+    single=3,
+    old=5_000,
+    burst=100,
+    over=1.0,
+    again=10,
+    together=40,
+    afterwards=10.0,
+    wrong=500,
+    warm=100,
+    settle=3.0,
+    rounds=1,
 )
 
 
@@ -146,6 +157,8 @@ class Readings:
     ends: list[float] = field(default_factory=list)
     bursts: dict[str, Burst] = field(default_factory=dict)
     wrong: Wrong | None = None
+    # Webhooks a second, of each round, by the number of API server processes.
+    rates: dict[int, list[float]] = field(default_factory=dict)
 
 
 class Bench:
@@ -230,6 +243,37 @@ class Bench:
             self.live.start("api-server")
             self.live.wait_until_up()
         return result
+
+    def rates(self) -> dict[int, list[float]]:
+        """Send webhooks as fast as they are answered, to one API server process and to two in turns.
+
+        Return the recorded webhooks a second of each round. Nothing else of Airflow runs.
+        """
+        self.live.stop("scheduler", "dag-processor", "triggerer")
+        found: dict[int, list[float]] = {1: [], 2: []}
+        for processes in list(found) * self.size.rounds:
+            self.live.stop("api-server")
+            self.live.environment["AIRFLOW__API__WORKERS"] = str(processes)
+            self.live.start("api-server")
+            self.live.wait_until_up()
+            self._send("receiver", self.size.burst // 5)
+            pause("settling", self.size.settle)
+            found[processes].append(self._send("receiver", self.size.burst))
+            say(f"{processes} API server processes: {found[processes][-1]:.0f} webhooks recorded a second")
+        return found
+
+    def _send(self, how: str, count: int) -> float:
+        """Send webhooks as fast as they are answered; return how many were recorded a second."""
+        dag_id, uri, asked, headers = self._burst_requests(how, count, 1)
+        since = self.events.ask("latest", dag_id=dag_id, uri=uri)
+        began = time.monotonic()
+        answers = load.post(asked, over=0, in_flight=self.size.in_flight, ca_file=self.ca_file, headers=headers)
+        took = time.monotonic() - began
+        recorded = self.events.ask("served", since=since)["customers"]
+        if recorded != count or {answer.status for answer in answers} != {200}:
+            statuses = in_words(Counter(answer.status for answer in answers))
+            raise BenchError(f"{recorded:,} of {count:,} webhooks were recorded: {statuses}")
+        return float(count / took)
 
     def wrong(self) -> Wrong:
         """Send webhooks with wrong tokens to an Airflow that has nothing else to do."""
@@ -411,6 +455,8 @@ def on_postgres(bench: Bench, only: set[str], readings: Readings) -> None:
             readings.bursts[case] = bench.burst(how, name, count=count, **more)
     if "wrong" in only:
         readings.wrong = bench.wrong()
+    if "workers" in only:
+        readings.rates = bench.rates()
 
 
 def on_sqlite(bench: Bench, only: set[str], readings: Readings) -> None:
@@ -540,6 +586,14 @@ def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
             f"{total} POSTs in {size.again / 10:g} s, three statements of each customer",
             "each is in a run",
             verdict(served["stranded"] == 0, f"{served['stranded']} are in none"),
+        )
+    if rates := readings.rates:
+        one, two = (statistics.median(rates[processes]) for processes in (1, 2))
+        each = "; ".join(", ".join(f"{rate:.0f}" for rate in rates[processes]) for processes in (1, 2))
+        yield (
+            "webhooks recorded a second on two API server processes, against one",
+            "at least 1.6 times",
+            verdict(two >= 1.6 * one, f"{two / one:.2f} times: {one:.0f} and {two:.0f} ({each})"),
         )
     if burst := readings.bursts.get("sqlite"):
         good = not any(status >= 500 and status != 503 for status in burst.statuses) and 0 not in burst.statuses
