@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 # Scripts import each other by name, and those are in the folder beside this one.
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import requests  # noqa: E402
 from live import LiveError, Postgres, family  # noqa: E402
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def report(measure: Callable[[], str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Nothing is left running.")
         return 130
-    except (BenchError, RuntimeError) as error:
+    except (BenchError, LiveError, RuntimeError, requests.RequestException) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0

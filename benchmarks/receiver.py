@@ -35,7 +35,10 @@ STARTED: Final = time.monotonic()
 TOKEN: Final = "benchmark-token-0123456789"  # noqa: S105 - of an Airflow that runs for minutes, on loopback
 # Postgres counts what an idle connection did after ten seconds.
 COUNTED: Final = 12.0
-DAGS: Final = ("bankconnect_on_webhook", "bench_wait", "bench_receiver", "bench_keyed", "bench_plain")
+DAGS: Final = (
+    "bankconnect_on_webhook", "bench_wait", "bench_receiver", "bench_receiver_two", "bench_keyed", "bench_plain"
+)  # fmt: skip
+BURSTS: Final = ("bench_burst", "bench_burst_two")
 CASES: Final = "poke,wait,receiver,keyed_few,plain_few,keyed,plain,again,again_keyed,wrong,workers,sqlite,sqlite_keyed"
 QUICK_CASES: Final = "poke,wait,receiver,keyed_few,again,wrong,workers,sqlite"
 FEW: Final = 10
@@ -157,8 +160,8 @@ class Readings:
     ends: list[float] = field(default_factory=list)
     bursts: dict[str, Burst] = field(default_factory=dict)
     wrong: Wrong | None = None
-    # Webhooks a second, of each round, by the number of API server processes.
-    rates: dict[int, list[float]] = field(default_factory=dict)
+    # Webhooks a second, of each round, by the number of connections and of API server processes.
+    rates: dict[tuple[int, int], list[float]] = field(default_factory=dict)
 
 
 class Bench:
@@ -244,32 +247,40 @@ class Bench:
             self.live.wait_until_up()
         return result
 
-    def rates(self) -> dict[int, list[float]]:
+    def rates(self) -> dict[tuple[int, int], list[float]]:
         """Send webhooks as fast as they are answered, to one API server process and to two in turns.
 
-        Return the recorded webhooks a second of each round. Nothing else of Airflow runs.
+        Return the recorded webhooks a second of each round, by the number of connections and of processes. Nothing else
+        of Airflow runs.
         """
         self.live.stop("scheduler", "dag-processor", "triggerer")
-        found: dict[int, list[float]] = {1: [], 2: []}
-        for processes in list(found) * self.size.rounds:
+        found: dict[tuple[int, int], list[float]] = {(many, count): [] for many in (1, 2) for count in (1, 2)}
+        for processes in (1, 2) * self.size.rounds:
             self.live.stop("api-server")
             self.live.environment["AIRFLOW__API__WORKERS"] = str(processes)
             self.live.start("api-server")
             self.live.wait_until_up()
-            self._send("receiver", self.size.burst // 5)
-            pause("settling", self.size.settle)
-            found[processes].append(self._send("receiver", self.size.burst))
-            say(f"{processes} API server processes: {found[processes][-1]:.0f} webhooks recorded a second")
+            self._send(BURSTS, self.size.burst // 5)
+            for connections in (1, 2):
+                pause("settling", self.size.settle)
+                rate = self._send(BURSTS[:connections], self.size.burst)
+                found[connections, processes].append(rate)
+                say(f"connections: {connections}; API server processes: {processes}; {rate:.0f} webhooks a second")
         return found
 
-    def _send(self, how: str, count: int) -> float:
+    def _send(self, conn_ids: Sequence[str], count: int) -> float:
         """Send webhooks as fast as they are answered; return how many were recorded a second."""
-        dag_id, uri, asked, headers = self._burst_requests(how, count, 1)
-        since = self.events.ask("latest", dag_id=dag_id, uri=uri)
+        uris = [f"bankconnect://webhook/{conn_id}" for conn_id in conn_ids]
+        since = [self.events.ask("latest", dag_id="bench_receiver", uri=uri) for uri in uris]
+        self._bursts += 1
+        asked = [
+            (self.address(conn_ids[number % len(conn_ids)]), self._body(f"burst-{self._bursts}-{number}"))
+            for number in range(count)
+        ]
         began = time.monotonic()
-        answers = load.post(asked, over=0, in_flight=self.size.in_flight, ca_file=self.ca_file, headers=headers)
+        answers = load.post(asked, over=0, in_flight=self.size.in_flight, ca_file=self.ca_file)
         took = time.monotonic() - began
-        recorded = self.events.ask("served", since=since)["customers"]
+        recorded = sum(self.events.ask("served", since=one)["customers"] for one in since)
         if recorded != count or {answer.status for answer in answers} != {200}:
             statuses = in_words(Counter(answer.status for answer in answers))
             raise BenchError(f"{recorded:,} of {count:,} webhooks were recorded: {statuses}")
@@ -587,11 +598,12 @@ def goals(size: Size, readings: Readings) -> Iterator[tuple[str, str, str]]:
             "each is in a run",
             verdict(served["stranded"] == 0, f"{served['stranded']} are in none"),
         )
-    if rates := readings.rates:
-        one, two = (statistics.median(rates[processes]) for processes in (1, 2))
-        each = "; ".join(", ".join(f"{rate:.0f}" for rate in rates[processes]) for processes in (1, 2))
+    for connections in (1, 2) if readings.rates else ():
+        rates = [readings.rates[connections, processes] for processes in (1, 2)]
+        one, two = map(statistics.median, rates)
+        each = "; ".join(", ".join(f"{rate:.0f}" for rate in of_rounds) for of_rounds in rates)
         yield (
-            "webhooks recorded a second on two API server processes, against one",
+            f"webhooks recorded a second, on two API server processes against one; connections: {connections}",
             "at least 1.6 times",
             verdict(two >= 1.6 * one, f"{two / one:.2f} times: {one:.0f} and {two:.0f} ({each})"),
         )

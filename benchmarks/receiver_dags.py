@@ -28,6 +28,7 @@ with DAG(dag_id="bench_wait", schedule=None, start_date=START, max_active_runs=1
 # Runs without work: the benchmark counts the runs of each customer.
 for name, schedule in (
     ("bench_receiver", PartitionedAssetTimetable(assets=webhook_asset("bench_burst"))),
+    ("bench_receiver_two", PartitionedAssetTimetable(assets=webhook_asset("bench_burst_two"))),
     ("bench_keyed", PartitionedAssetTimetable(assets=Asset("bench://own/keyed"))),
     ("bench_plain", [Asset("bench://own/plain")]),
 ):

@@ -22,8 +22,8 @@ import load
 import machine
 import receiver
 import requests
-from live import LiveError, Postgres, free_port
-from machine import HERE, HOME, LOG, PYTHON, BenchError
+from live import Postgres, free_port
+from machine import HERE, HOME, LOG, PYTHON
 from receiver import TOKEN, Bench, Size, in_words, ms, pause, percentile, say
 from talk import Helper
 
@@ -81,21 +81,7 @@ def main() -> int:
     size = Size(burst=2_000, over=10.0, in_flight=50, single=20, settle=_SETTLE)
     if options.quick:
         size = Size(burst=200, over=1.0, in_flight=50, single=3, settle=3.0)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    HOME.mkdir(parents=True, exist_ok=True)
-    LOG.write_text("", encoding="utf-8")
-    try:
-        readings = measure(size, set(options.only.split(",")))
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing is left running.")
-        return 130
-    except (BenchError, LiveError, requests.RequestException) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    table = write_table(size, readings)
-    print(f"\n{table}")
-    (HOME / "relay.md").write_text(table + "\n", encoding="utf-8")
-    return 0
+    return machine.report(lambda: write_table(size, measure(size, set(options.only.split(",")))))
 
 
 def measure(size: Size, only: set[str]) -> Readings:

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import processes
 import psycopg2
 from live import Live, Postgres, temporary_folder
-from services import LiveError
-from strikes import Strikes, count, in_turn, print_table, say
+from strikes import Strikes, count, in_turn, print_table, say, says_how_it_ended
 
 from airflow_provider_bankconnect.api import WebhookMode
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
@@ -240,6 +239,7 @@ class Chaos(Strikes):
         say(f"{len(left)} files and tables searched for the keys and the token")
 
 
+@says_how_it_ended
 def main() -> int:
     """Run it: return 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -248,16 +248,9 @@ def main() -> int:
     processes.end_as_by_ctrl_c()
     fates = ["completes"] * 14 + ["fails"] * 2 + ["skips"] * 2 + ["never"] * 2
     waits = [Wait(f"chaos-{number}", fates[number % len(fates)]) for number in range(options.waits)]
-    try:
-        with contextlib.ExitStack() as stack:
-            chaos = set_up(stack, waits)
-            run(stack, chaos)
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing is left running.")
-        return 130
-    except LiveError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as stack:
+        chaos = set_up(stack, waits)
+        run(stack, chaos)
     print_table(("when", "what", "waits open", "result"), *chaos.table)
     right = len(waits) - len(chaos.wrong)
     print(f"\n{right} of {len(waits)} waits are right." if not chaos.wrong else "\nWRONG:\n" + "\n".join(chaos.wrong))

@@ -32,8 +32,8 @@ from homes import REGISTER
 from leaks import files_in, leaks_in, of_row
 from live import Postgres, temporary_folder
 from psycopg2.extras import RealDictCursor
-from services import LiveError, Nginx, PgBouncer, Redis, free_port, require
-from strikes import Strikes, count, in_turn, print_table, say
+from services import Nginx, PgBouncer, Redis, free_port, require
+from strikes import Strikes, count, in_turn, print_table, say, says_how_it_ended
 
 from airflow_provider_bankconnect.api import WebhookMode
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
@@ -289,6 +289,7 @@ class Fleet(Strikes):
         return lines
 
 
+@says_how_it_ended
 def main() -> int:
     """Run it: return 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -298,17 +299,10 @@ def main() -> int:
     size = QUICK if options.quick else FULL
     customers = plan(options.customers or size.customers, size.seconds)
     processes.end_as_by_ctrl_c()
-    try:
-        require(Redis, Nginx, PgBouncer)
-        with contextlib.ExitStack() as stack:
-            fleet = start(stack, size, customers)
-            run(stack, fleet)
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing is left running.")
-        return 130
-    except LiveError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    require(Redis, Nginx, PgBouncer)
+    with contextlib.ExitStack() as stack:
+        fleet = start(stack, size, customers)
+        run(stack, fleet)
     if fleet.table:
         print_table(("when", "what", "waits open", "result"), *fleet.table)
     wrong = [f"WRONG: {what}" for what in fleet.wrong]

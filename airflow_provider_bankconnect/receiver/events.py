@@ -120,12 +120,20 @@ class Writer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._recorded.wait(), _LONG_POLL_SECONDS)
 
+    def _next_group(self) -> tuple[str, list[_Queued]]:
+        """Return the oldest event, and with it others of its connection: those of several may come by turns."""
+        conn_id = self._queue[0].conn_id
+        group: list[_Queued] = []
+        others: list[_Queued] = []
+        while self._queue and len(group) < _GROUP_SIZE:
+            one = self._queue.popleft()
+            (group if one.conn_id == conn_id else others).append(one)
+        self._queue.extendleft(reversed(others))
+        return conn_id, group
+
     async def _write_queue(self) -> None:
         while self._queue:
-            conn_id = self._queue[0].conn_id
-            group: list[_Queued] = []
-            while self._queue and len(group) < _GROUP_SIZE and self._queue[0].conn_id == conn_id:
-                group.append(self._queue.popleft())
+            conn_id, group = self._next_group()
             try:
                 outcomes = await asyncio.to_thread(write_group, conn_id, [one.sent for one in group])
             except Exception:  # noqa: BLE001 - each request of the group must be answered

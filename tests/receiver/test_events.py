@@ -192,6 +192,26 @@ async def test_burst_is_recorded_in_few_transactions_and_in_order(receiver, data
     assert len(commits) < 20
 
 
+async def test_webhooks_of_two_connections_by_turns_are_recorded_in_few_transactions(receiver, database, calls):
+    from airflow import settings  # noqa: PLC0415 - a test that is skipped needs none
+
+    await receiver.post(statement(statement_id="first"))
+    commits = []
+    event.listen(settings.engine, "commit", commits.append)
+    with database.locked(LOCK):
+        posts = [
+            asyncio.create_task(receiver.post(statement(statement_id=str(number)), conn_id=(CONN_ID, ODD)[number % 2]))
+            for number in range(100)
+        ]
+        await until(lambda: calls["write"] == 101)
+    assert outcomes(await asyncio.gather(*posts)) == [RECORDED] * 100
+    for conn_id, numbers in ((CONN_ID, ["first", *range(0, 100, 2)]), (ODD, range(1, 100, 2))):
+        uri = address.asset_uri(conn_id)
+        recorded = [extra["statement_id"] for of, _, extra in database.events if of == uri]
+        assert recorded == [str(number) for number in numbers]
+    assert len(commits) < 20
+
+
 # The scheduler does this after it has read the events of a partition, and commits later, after other runs.
 RUN_IS_CREATED = """
     with made as (
