@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 import processes
 import psycopg2
 import requests
+import tenacity
 from fleet_airflow import CATCH_UP, EXPECTED, PREFIX, TOKEN, FleetAirflow, StatsD, settings_of, write_home
 from fleet_plan import CONNECTIONS, Customer, Run, judge, plan
 from homes import REGISTER
@@ -77,6 +78,12 @@ FULL: Final = Size(customers=300, seconds=300, short=600, by_command=4, kills=Tr
 QUICK: Final = Size(customers=40, seconds=30, short=90, by_command=1, kills=False)
 
 
+def is_passing(error: BaseException) -> bool:
+    """Return whether a request failed because Airflow was too busy, or did not answer."""
+    answer = error.response if isinstance(error, requests.RequestException) else None
+    return isinstance(error, requests.RequestException) and (answer is None or answer.status_code >= 500)  # noqa: PLR2004
+
+
 @dataclass
 class Fleet(Strikes):
     """Two accounts, all servers, and the customers."""
@@ -123,11 +130,26 @@ class Fleet(Strikes):
                 conf = str(customer.conf).replace("'", '"')
                 self.live.airflow("dags", "trigger", customer.dag_id, "--run-id", customer.link, "--conf", conf)
             else:
-                self.live.api("POST", f"dags/{customer.dag_id}/dagRuns", json=how)
+                self.create_run(customer.dag_id, how)
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(trigger, range(len(by_hand)), by_hand))
         self.live.wait_until("the waits have begun", self.reporter(len(by_hand), {"deferred", "failed"}), 1200)
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception(is_passing),
+        stop=tenacity.stop_after_delay(600),
+        wait=tenacity.wait_fixed(2),
+        reraise=True,
+    )
+    def create_run(self, dag_id: str, how: Mapping[str, object]) -> None:
+        """Create a run, and try again while the API servers are too busy to answer in time."""
+        try:
+            self.live.api("POST", f"dags/{dag_id}/dagRuns", json=how)
+        except requests.HTTPError as error:
+            # An attempt whose answer was lost has created it.
+            if error.response.status_code != requests.codes.conflict:
+                raise
 
     def reporter(self, number: int, states: set[str]) -> Callable[[], bool]:
         """Return a function that says whether so many waits are in these states, and prints it now and then."""
