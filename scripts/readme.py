@@ -1,7 +1,7 @@
 """`make readme`: runs the commands of the quick start and the README on a machine that has Python, make and a network.
 
 It uses a fresh clone, an empty home, and from the environment only PATH and the network settings. It runs the bash
-blocks of both pages in order, as a new reader does, and saves the ten-line DAG where they say. That DAG's gate must
+blocks of both pages in order, as a new reader does, and saves the first DAG where they say. That DAG's gate must
 wait and then pass, and the task after it must run. The exit code is 1 where a page is wrong.
 `tests/package/test_readme.py` reads the blocks with the same code.
 """
@@ -109,9 +109,9 @@ def read_first_dag(readme: str, page: str) -> tuple[str, str]:
 
     :raises ReadmeError: the page names no path.
     """
-    place = re.search(r"ten lines (?:at the top )?as ``?~/([\w/]+\.py)`", page)
+    place = re.search(r"[Ss]ave (?:this DAG|the DAG at the top) as ``?~/([\w/]+\.py)`", page)
     if not place:
-        raise ReadmeError("it does not say where to save the ten lines")
+        raise ReadmeError("it does not say where to save the first DAG")
     return next(block.text for block in read_blocks(readme) if block.language == "python"), place[1]
 
 
@@ -148,7 +148,7 @@ class Newcomer:
         finally:
             self.end_sandbox()
         if not self.passed:
-            raise ReadmeError("no page says how to run the ten lines")
+            raise ReadmeError("no page says how to run the first DAG")
 
     def skip(self, _: str) -> None:
         say("skipped: CI runs it separately")
@@ -217,7 +217,7 @@ class Newcomer:
             self.box = None
 
     def dag(self, command: str) -> None:
-        """Run the ten lines: the gate must wait and pass, and the task after it must log what the pages say."""
+        """Run the first DAG: the gate must wait and pass, and the task after it must log what the pages say."""
         said = self.run(command)
         with closing(sqlite3.connect(self.home / "airflow" / "airflow.db")) as database:
             states = dict(database.execute("select task_id, state from task_instance").fetchall())

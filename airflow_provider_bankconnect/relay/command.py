@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 _EPILOG: Final = """\
 environment:
-  AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN            the token of Airflow; WEBHOOK_TOKEN_PREVIOUS is valid, too
-  AIRFLOW__BANKCONNECT__API_SERVER_URL           address of Airflow's API server
-  AIRFLOW__API__SSL_CA_FILE                      certificates to trust there [those of the machine]
-  BANKCONNECT_RELAY_TO                           receiver, rest_api or operator [receiver]
-  BANKCONNECT_RELAY_DATABASE                     SQLAlchemy URL [sqlite:///bankconnect-relay.db]
-  BANKCONNECT_RELAY_LIMIT                        how many webhooks the queue keeps at most [100000]
-  BANKCONNECT_RELAY_API_TOKEN, or
-  BANKCONNECT_RELAY_API_USERNAME, ..._PASSWORD   for rest_api
+  AIRFLOW__BANKCONNECT__WEBHOOK_TOKEN   the token of Airflow; that of
+                                        WEBHOOK_TOKEN_PREVIOUS is valid, too
+  AIRFLOW__BANKCONNECT__API_SERVER_URL  address of Airflow's API server
+  AIRFLOW__API__SSL_CA_FILE             certificates to trust there
+                                        [those of the machine]
+  BANKCONNECT_RELAY_TO                  receiver, rest_api or operator [receiver]
+  BANKCONNECT_RELAY_DATABASE            SQLAlchemy URL
+                                        [sqlite:///bankconnect-relay.db]
+  BANKCONNECT_RELAY_LIMIT               most webhooks in the queue [100000]
+  BANKCONNECT_RELAY_API_TOKEN           for rest_api; or the next two
+  BANKCONNECT_RELAY_API_USERNAME        for rest_api
+  BANKCONNECT_RELAY_API_PASSWORD        for rest_api
 
 Exit code: 0; 1 when the queue cannot be opened; 2 for wrong arguments or settings."""
 

@@ -117,7 +117,7 @@ class CommandHelp(SphinxDirective):
             main([*self.arguments, "--help"])
         text = printed.getvalue().rstrip()
         block = nodes.literal_block(text, text, language="text")
-        block["classes"].append("wrapped")
+        block["classes"].append("help")
         return [block]
 
 

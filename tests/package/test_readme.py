@@ -76,8 +76,8 @@ def test_a_page_says_where_to_save_the_first_dag_and_runs_it_with_its_conf(page,
 
 
 def test_a_page_without_the_path_of_the_first_dag_is_an_error():
-    with pytest.raises(readme.ReadmeError, match="where to save the ten lines"):
-        readme.read_first_dag(README, README.replace("ten lines at the top", "lines"))
+    with pytest.raises(readme.ReadmeError, match="where to save the first DAG"):
+        readme.read_first_dag(README, README.replace("the DAG at the top", "it"))
 
 
 def test_the_first_dag_works_when_pasted():
