@@ -258,6 +258,7 @@ class Fleet(Strikes):
         for one in self.customers:
             of_link = times.get(one.link, [0.0])
             one.polled = max(of_link) - min(of_link)
+            one.began = datetime.now(UTC) - timedelta(seconds=time.monotonic() - min(of_link))
 
     def search_for_secrets(self) -> None:
         """Search all files and tables, those of killed processes too."""

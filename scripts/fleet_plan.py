@@ -32,6 +32,10 @@ STATES: Final[Mapping[Fate, str]] = {
 }
 # The last poke may come this much after the deadline: another triggerer takes the wait over.
 SLACK: Final = timedelta(seconds=120)
+# If no triggerer takes it over in this time, Airflow itself ends the wait, without a last poke.
+WITHOUT_TRIGGERER: Final = timedelta(seconds=120)
+# From the start of a task to its first poke, on a busy machine.
+FIRST_POKE: Final = timedelta(seconds=60)
 # BankConnect's times have whole seconds.
 SECOND: Final = timedelta(seconds=1)
 # The metrics of the package that every run must send.
@@ -44,7 +48,8 @@ class Customer:
 
     :param seconds: when the statement ends, counted from the moment at which the statements begin.
     :param over_at: that moment as a time, once it is known.
-    :param polled: the seconds from the first poke of its wait by hand to the last one, once they are known.
+    :param began: the first poke of its wait by hand, once it is known.
+    :param polled: the seconds from that to the last poke.
     """
 
     link: str
@@ -53,6 +58,7 @@ class Customer:
     fate: Fate
     seconds: float
     over_at: datetime | None = None
+    began: datetime | None = None
     polled: float = 0.0
 
     @property
@@ -151,10 +157,20 @@ def judge_gate(customer: Customer, run: Run, short: timedelta) -> Iterator[str]:
         yield f"ended as {run.wait}, not as {expected}"
     elif customer.over_at and run.ended and run.ended < customer.over_at - SECOND:
         yield f"ended {customer.over_at - run.ended} before its statement"
-    elif customer.fate == "never" and not short - 2 * SECOND <= timedelta(seconds=customer.polled) <= short + SLACK:
-        yield f"polled for {customer.polled:.0f} s, and its timeout is {short}"
+    elif customer.fate == "never":
+        yield from judge_deadline(customer, run, short)
     if (run.work == "success") != (expected == "success"):
         yield f"has the task after the gate {run.work}"
+
+
+def judge_deadline(customer: Customer, run: Run, short: timedelta) -> Iterator[str]:
+    """Yield what is wrong with the end of a wait that nothing but its deadline ends."""
+    polled = timedelta(seconds=customer.polled)
+    if short - 2 * SECOND <= polled <= short + SLACK:
+        return
+    lasted = run.ended - customer.began if run.ended and customer.began else polled
+    if not polled < short <= lasted - WITHOUT_TRIGGERER + FIRST_POKE:
+        yield f"polled for {customer.polled:.0f} s, ended after {lasted}, and its timeout is {short}"
 
 
 @dataclass

@@ -84,6 +84,17 @@ def test_a_deadline_that_came_early_or_began_anew_is_named(customers, seconds):
     assert "polled for" in said
 
 
+@pytest.mark.parametrize(("lasted", "is_right"), [(100, False), (195, True)])
+def test_airflow_itself_ends_a_wait_without_a_last_poke_only_two_minutes_after_the_deadline(
+    customers, lasted, is_right
+):
+    one = next(one for one in customers if one.fate == "never")
+    one.polled, one.began = 60, BEGAN
+    ended = replace(right(one), ended=BEGAN + timedelta(seconds=lasted))
+    runs = [ended if run.link == one.link else run for run in map(right, customers)]
+    assert bool(judge(customers, runs, [], SHORT)) is not is_right
+
+
 def test_a_webhook_of_a_customer_started_by_hand_starts_one_more_run_which_is_judged_too(customers):
     one = next(one for one in customers if one.fate == "fails")
     runs = [*map(right, customers), run_of(one, one.on_webhook)]
