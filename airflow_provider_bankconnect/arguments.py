@@ -109,7 +109,7 @@ def check_webhook_url(webhook_url: object, *, allow_private_host: bool = False) 
     if is_private_host(host or "") and not allow_private_host:
         raise ValueError(
             f"webhook_url's host {host!r} is private, loopback or link-local: BankConnect cannot reach it. "
-            "Give a public one, or allow_private_host=True for a vendor inside your own network"
+            "Give a public one, or allow_private_host=True for a mock BankConnect"
         )
     return webhook_url
 

@@ -213,7 +213,7 @@ class BankConnectReportToStorageOperator(NamedByCustomer, BaseOperator):
     def _what(self) -> list[What]:
         what = _words("what", self.what)
         if unknown := [word for word in what if word not in WHAT]:
-            raise ValueError(f"what must be of {', '.join(WHAT)}, not {unknown[0]!r}")
+            raise ValueError(f"what must be one or more of {', '.join(WHAT)}, not {unknown[0]!r}")
         if not what and not _words("analyses", self.analyses):
             raise ValueError("what and analyses are both empty: there would be no file to write")
         return what  # type: ignore[return-value] # checked above

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from airflow_provider_bankconnect.relay.queue import Queue  # noqa: PLC0415
         from airflow_provider_bankconnect.relay.server import serve  # noqa: PLC0415
     except ImportError as error:
-        parser.error(f"{error.name} is missing: pip install 'airflow-provider-bankconnect[relay]'")
+        parser.error(f"{error.name} is missing: install the package with its extra [relay]")
     try:
         queue = Queue(settings.database, settings.limit)
         queue.create()

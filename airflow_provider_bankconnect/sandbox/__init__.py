@@ -33,6 +33,4 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in {"starlette", "uvicorn", "trustme", "h11"}:
             raise
-        raise ImportError(
-            f"The sandbox needs {error.name!r}: pip install 'airflow-provider-bankconnect[sandbox]'"
-        ) from None
+        raise ImportError(f"The sandbox needs {error.name!r}: install the package with its extra [sandbox]") from None

@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from .box import Sandbox  # noqa: PLC0415 - --help and wrong options work without the extra
     except ModuleNotFoundError as error:
-        return _give_up(f"the sandbox needs {error.name!r}: pip install 'airflow-provider-bankconnect[sandbox]'")
+        return _give_up(f"the sandbox needs {error.name!r}: install the package with its extra [sandbox]")
     try:
         box = Sandbox(
             api_key=options.api_key,
@@ -218,7 +218,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--api-key", metavar="KEY", help="the API Key that requests must carry (default: an invented one)")
     add("--server-hash", metavar="KEY", help="the Server Hash that requests must carry (default: an invented one)")
-    add("--ca-file", type=Path, metavar="PATH", help="also write the certificate to trust here; it is kept at the end")
+    add(
+        "--ca-file",
+        type=Path,
+        metavar="PATH",
+        help="write the certificate to trust here; the printed connection names this file",
+    )
     add("--connection-file", type=Path, metavar="PATH", help="once ready, write the Airflow connection here, as JSON")
     return parser
 
@@ -240,8 +245,8 @@ def _print_start(
     connection = json.dumps(box.connection_with(ca_file))
     lines = [
         f"BankConnect sandbox at {box.url}",
-        f"Webhook endpoint that you can register: {box.inbox_url}",
-        "For Airflow (to register this endpoint, set allow_private_host=True):",
+        f"Webhook endpoint that you can register, with allow_private_host=True: {box.inbox_url}",
+        "For Airflow:",
         f"  export AIRFLOW_CONN_BANKCONNECT_DEFAULT={shlex.quote(connection)}",
         "Timeline, in seconds from the first request:",
         *(f"  {_describe_statement(one)}" for one in sorted(statements, key=lambda one: one.after)),

@@ -491,7 +491,7 @@ def test_a_storage_without_its_provider_names_the_package(path, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"what": ["xls"]}, "what must be of xlsx, pdf, not 'xls'"),
+        ({"what": ["xls"]}, "what must be one or more of xlsx, pdf, not 'xls'"),
         ({"what": 7}, "what must be a list of words, not 7"),
         ({"what": []}, "what and analyses are both empty"),
         ({"analyses": ["xlsx_report"]}, r"give what=\('xlsx',\) instead"),

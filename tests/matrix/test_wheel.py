@@ -202,7 +202,7 @@ except ImportError as error:
 """
     said = run("-P", "-W", "ignore", "-c", code).splitlines()
     assert said[-2] == "[]"
-    assert said[-1] == "The sandbox needs 'trustme': pip install 'airflow-provider-bankconnect[sandbox]'"
+    assert said[-1] == "The sandbox needs 'trustme': install the package with its extra [sandbox]"
 
 
 @pytest.mark.skipif(not find_spec("twine"), reason="needs twine")

@@ -573,7 +573,7 @@ def test_error_of_a_private_endpoint_says_what_to_do():
         check_webhook_url("https://10.1:8443/")
     assert str(caught.value) == (
         "webhook_url's host '10.1' is private, loopback or link-local: BankConnect cannot reach it. "
-        "Give a public one, or allow_private_host=True for a vendor inside your own network"
+        "Give a public one, or allow_private_host=True for a mock BankConnect"
     )
 
 
