@@ -28,7 +28,8 @@ _FIELDS: Final = ("entity_id", "statement_id", "link_id", "progress", "reason", 
 _READY: Final = TypeAdapter(dict[str, str])
 _ADVICE: Final = {
     409: "check that the connection exists on the API server too; see its log",
-    503: "no DAG is scheduled by the connection's webhook_asset, or the database is busy; see the API server's log",
+    503: "no DAG is scheduled by the connection's webhook_asset, or the database is busy: see the API server's log. If "
+    "that has no line about it, a proxy in front of the API server has answered",
 }
 _BY_DEFAULT: Final = "[core] execution_api_server_url, or [api] base_url"
 # Bad Request, and Content Too Large.
