@@ -58,7 +58,10 @@ def damaged(draw):
 
 bodies = st.binary() | damaged() | (events | batches | anything).map(lambda value: json.dumps(value).encode())
 pieces = st.lists(bodies | st.just(CUT_OFF) | st.just(0), max_size=4)
-segments = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from([CONN_ID, ODD, NO_DAG, TOKEN, "..", ""])
+# Starlette leads no path with a line feed to a mounted app: Airflow itself answers it, and may redirect.
+segments = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])) | st.sampled_from(
+    [CONN_ID, ODD, NO_DAG, TOKEN, "..", ""]
+)
 known = st.sampled_from([path_to(), path_to(ODD), path_to(NO_DAG), f"{address.PREFIX}/events/{CONN_ID}"])
 odd_paths = st.builds(
     lambda parts, query: f"{address.PREFIX}/{'/'.join(quote(part, safe='') for part in parts)}{query}",
