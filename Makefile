@@ -62,7 +62,7 @@ receiver: $(READY)  ## Test the webhook receiver under load, in a whole Airflow 
 chaos: $(READY)  ## Run 200 waits in a whole Airflow while its processes are killed one after another (15 min)
 	@$(PY) -W ignore scripts/chaos.py
 
-fleet: $(READY)  ## Run 300 customers in a distributed Airflow while its processes are killed (30 min); QUICK=1 (5 min)
+fleet: $(READY)  ## Run 300 customers in a distributed Airflow while its processes are killed (20 min); QUICK=1 (4 min)
 	@if [ -x $(VENV)/bin/uv ]; then $(VENV)/bin/uv pip install --quiet --python $(PY) -c $(CONSTRAINTS) --group fleet; \
 	else $(PY) -m pip install --quiet -c $(CONSTRAINTS) --group fleet; fi
 	@$(PY) -W ignore scripts/fleet.py $(if $(QUICK),--quick) $(if $(CUSTOMERS),--customers $(CUSTOMERS))
