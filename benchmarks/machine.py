@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 # Scripts import each other by name, and those are in the folder beside this one.
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import processes  # noqa: E402
 import requests  # noqa: E402
 from live import LiveError, Postgres, family  # noqa: E402
 
@@ -118,20 +119,23 @@ def open_files() -> int:
     return hard
 
 
-def report(measure: Callable[[], str]) -> int:
-    """Measure, and print the table; return 0 when it could be measured, whatever the figures."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    HOME.mkdir(parents=True, exist_ok=True)
-    LOG.write_text("", encoding="utf-8")
-    try:
-        print(f"\n{measure()}")
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing is left running.")
-        return 130
-    except (BenchError, LiveError, RuntimeError, requests.RequestException) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+def report(measure: Callable[[], str], file: str = "") -> int:
+    """Measure, and print the table; return 0 when it could be measured, whatever the figures.
+
+    :param file: also write the table to this file in `.cache/bench`.
+    """
+
+    @processes.command(BenchError, LiveError, RuntimeError, requests.RequestException)
+    def run() -> int:
+        HOME.mkdir(parents=True, exist_ok=True)
+        LOG.write_text("", encoding="utf-8")
+        table = measure()
+        print(f"\n{table}")
+        if file:
+            (HOME / file).write_text(table + "\n", encoding="utf-8")
+        return 0
+
+    return run()
 
 
 def describe() -> str:

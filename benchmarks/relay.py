@@ -81,7 +81,7 @@ def main() -> int:
     size = Size(burst=2_000, over=10.0, in_flight=50, single=20, settle=_SETTLE)
     if options.quick:
         size = Size(burst=200, over=1.0, in_flight=50, single=3, settle=3.0)
-    return machine.report(lambda: write_table(size, measure(size, set(options.only.split(",")))))
+    return machine.report(lambda: write_table(size, measure(size, set(options.only.split(",")))), "relay.md")
 
 
 def measure(size: Size, only: set[str]) -> Readings:

@@ -262,21 +262,9 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help=f"only these cases, of {CASES}")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    HOME.mkdir(parents=True, exist_ok=True)
-    LOG.write_text("", encoding="utf-8")
-    try:
-        only = options.only or (QUICK_CASES if options.quick else CASES)
-        table = measure_all(QUICK if options.quick else Size(), set(only.split(",")))
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing is left running.")
-        return 130
-    except BenchError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    print(f"\n{table}")
-    (HOME / "table.md").write_text(table + "\n", encoding="utf-8")
-    return 0
+    only = options.only or (QUICK_CASES if options.quick else CASES)
+    size = QUICK if options.quick else Size()
+    return machine.report(lambda: measure_all(size, set(only.split(","))), "table.md")
 
 
 def measure_all(size: Size, only: set[str]) -> str:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import processes
 import psycopg2
 from live import Live, Postgres, temporary_folder
-from strikes import Strikes, count, in_turn, print_table, say, says_how_it_ended
+from services import LiveError
+from strikes import Strikes, count, in_turn, print_table, say
 
 from airflow_provider_bankconnect.api import WebhookMode
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
@@ -239,13 +240,12 @@ class Chaos(Strikes):
         say(f"{len(left)} files and tables searched for the keys and the token")
 
 
-@says_how_it_ended
+@processes.command(LiveError)
 def main() -> int:
     """Run it: return 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waits", type=int, default=200, help="number of waits [%(default)s]")
     options = parser.parse_args()
-    processes.end_as_by_ctrl_c()
     fates = ["completes"] * 14 + ["fails"] * 2 + ["skips"] * 2 + ["never"] * 2
     waits = [Wait(f"chaos-{number}", fates[number % len(fates)]) for number in range(options.waits)]
     with contextlib.ExitStack() as stack:

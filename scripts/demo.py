@@ -43,17 +43,14 @@ class DemoError(Exception):
     """The demo failed; the message says why."""
 
 
+@processes.command()
 def main() -> int:
     """Run the demo: return 0 when the gate has passed and the task after it has worked."""
-    processes.end_as_by_ctrl_c()
     HOME.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     try:
         with Sandbox() as box:
             Demo(box).play()
-    except KeyboardInterrupt:
-        print("\nStopped. Nothing is left running.")
-        return 130
     except DemoError as error:
         print(f"\n{error}\nThe last lines of {LOG.relative_to(ROOT)}:\n", file=sys.stderr)
         print("\n".join(LOG.read_text(encoding="utf-8").splitlines()[-40:]), file=sys.stderr)

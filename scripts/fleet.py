@@ -33,8 +33,8 @@ from homes import REGISTER
 from leaks import files_in, leaks_in, of_row
 from live import Postgres, temporary_folder
 from psycopg2.extras import RealDictCursor
-from services import Nginx, PgBouncer, Redis, free_port, require
-from strikes import Strikes, count, in_turn, print_table, say, says_how_it_ended
+from services import LiveError, Nginx, PgBouncer, Redis, free_port, require
+from strikes import Strikes, count, in_turn, print_table, say
 
 from airflow_provider_bankconnect.api import WebhookMode
 from airflow_provider_bankconnect.hooks.bankconnect import BankConnectHook
@@ -312,7 +312,7 @@ class Fleet(Strikes):
         return lines
 
 
-@says_how_it_ended
+@processes.command(LiveError)
 def main() -> int:
     """Run it: return 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -321,7 +321,6 @@ def main() -> int:
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     customers = plan(options.customers or size.customers, size.seconds)
-    processes.end_as_by_ctrl_c()
     require(Redis, Nginx, PgBouncer)
     with contextlib.ExitStack() as stack:
         fleet = start(stack, size, customers)

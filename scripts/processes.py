@@ -17,13 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -70,6 +70,30 @@ def end_as_by_ctrl_c() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+
+
+def command(*errors: type[Exception]) -> Callable[[Callable[[], int]], Callable[[], int]]:
+    """Return a decorator of a command, for which Ctrl-C, SIGTERM and SIGHUP are alike.
+
+    :param errors: are printed without a traceback; the exit code is 1.
+    """
+
+    def decorate(main: Callable[[], int]) -> Callable[[], int]:
+        @wraps(main)
+        def run_main() -> int:
+            end_as_by_ctrl_c()
+            try:
+                return main()
+            except KeyboardInterrupt:
+                print("\nStopped. Nothing is left running.")
+                return 130
+            except errors as error:
+                print(f"\n{error}", file=sys.stderr)
+                return 1
+
+        return run_main
+
+    return decorate
 
 
 def kill(process: subprocess.Popen[Any]) -> None:

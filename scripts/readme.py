@@ -240,15 +240,12 @@ def say(words: str) -> None:
     print(f"  {time.monotonic() - STARTED:5.0f} s  {words}", flush=True)
 
 
+@processes.command()
 def main() -> int:
     """Follow the pages: return 0 when they are right."""
-    processes.end_as_by_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="readme-") as folder:
         try:
             Newcomer(Path(folder)).follow()
-        except KeyboardInterrupt:
-            print("\nStopped. Nothing is left running.")
-            return 130
         except ReadmeError as error:
             print(f"\nThe page is wrong: {error}", file=sys.stderr)
             return 1

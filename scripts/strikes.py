@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg2
 from live import family
-from services import LiveError
 
 if TYPE_CHECKING:
     import threading
@@ -100,23 +97,6 @@ class Strikes:
                     self.table.append((at, f"{part} ended by itself", "", "restarted"))
                     self.live.kill(part)
                     self.live.start(part)
-
-
-def says_how_it_ended(main: Callable[[], int]) -> Callable[[], int]:
-    """Have a command print why it could not run or was stopped, and return an exit code for that."""
-
-    @functools.wraps(main)
-    def command() -> int:
-        try:
-            return main()
-        except KeyboardInterrupt:
-            print("\nStopped. Nothing is left running.")
-            return 130
-        except LiveError as error:
-            print(f"\n{error}", file=sys.stderr)
-            return 1
-
-    return command
 
 
 def in_turn(strikes: Iterable[tuple[float, Callable[[], None]]]) -> None:
